@@ -1,0 +1,1 @@
+"""What asv runs. The parameters come from the capabilities of the public functions."""

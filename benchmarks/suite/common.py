@@ -1,0 +1,49 @@
+"""The grid that every benchmark walks: forms of public functions, the arguments they declare, and drawn inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import refattn as ra
+
+HEADS, DIM = 8, 64
+
+
+def forms(*, rows: bool) -> list[str]:
+    """`function/form`, for every declared form of a public function of query, key and value, with or without `rows`."""
+    public = (getattr(getattr(ra, name), "capabilities", None) for name in ra.__all__)
+    return [
+        f"{declared.function}/{form}"
+        for declared in public
+        if isinstance(declared, ra.Capabilities) and "mask" in declared.arguments
+        if ("rows" in declared.arguments) == rows
+        for form in declared.implementations
+    ]
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Arguments of a call, by the name under which they are plotted."""
+    return {
+        "plain": {},
+        "causal": {"is_causal": True},
+        "window": {"mask": ra.masks.window(127, 0)},
+        "alibi": {"is_causal": True, "bias": ra.biases.alibi(HEADS)},
+        "softcap": {"softcap": 30.0},
+    }
+
+
+def arguments(form: str, case: str) -> dict[str, Any]:
+    """Arguments of a case; NotImplementedError, which asv shows as n/a, where the function declares too few."""
+    function, implementation = form.split("/")
+    given, declared = cases()[case], getattr(ra, function).capabilities.arguments
+    if not set(given) <= set(declared):
+        raise NotImplementedError
+    return given if implementation == "reference" else {**given, "implementation": implementation}
+
+
+def drawn(length: int, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Standard normal query, key and value (1, HEADS, length, DIM), the same in every process."""
+    random = np.random.default_rng(0)
+    return tuple(random.standard_normal((1, HEADS, length, DIM)).astype(dtype) for _ in range(3))

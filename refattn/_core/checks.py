@@ -1,0 +1,182 @@
+"""Every message about arguments that several functions share. Below these checks all is trusted and explicit."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+
+from refattn._core.arrays import FLOATS, INTEGERS, Array, Namespace, dtype_name, float64, is_array, known, to_numpy
+
+
+def check_array(function: str, name: str, x: object, dtypes: tuple[str, ...] = FLOATS + INTEGERS) -> None:
+    """An array of some library, with a real dtype."""
+    if not is_array(x):
+        raise TypeError(
+            f"{function}: {name} must be an array of NumPy, PyTorch, JAX, CuPy, dask or another array API library; "
+            f"got {type(x).__name__}."
+        )
+    if dtype_name(x) not in dtypes:
+        kinds = "a real floating-point or integer dtype" if "int64" in dtypes else "a real floating-point dtype"
+        raise TypeError(f"{function}: {name} must have {kinds}; got {dtype_name(x)}.")
+
+
+def check_attention_shapes(function: str, query: Array, key: Array, value: Array) -> None:
+    """Query (..., H, L, E), key (..., Hk, S, E) and value (..., Hk, S, Ev) that fit each other."""
+    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+    for name, shape, axes in (
+        ("query", q, "(..., H, L, E)"),
+        ("key", k, "(..., Hk, S, E)"),
+        ("value", v, "(..., Hk, S, Ev)"),
+    ):
+        if len(shape) < 3:
+            raise ValueError(f"{function}: {name} must have at least 3 axes {axes}; got {_shape(shape)}.")
+    if k[-2] != v[-2]:
+        raise ValueError(
+            f"{function}: key and value must have the same length S (axis -2); got key {_shape(k)} and value {_shape(v)}."
+        )
+    if q[-1] != k[-1]:
+        raise ValueError(
+            f"{function}: query and key must have the same number of features E (axis -1); got query {_shape(q)} and "
+            f"key {_shape(k)}."
+        )
+    if q[-1] == 0:
+        raise ValueError(f"{function}: query must have at least one feature E (axis -1); got {_shape(q)}.")
+    if k[-3] != v[-3]:
+        raise ValueError(
+            f"{function}: key and value must have the same number of heads Hk (axis -3); got key {_shape(k)} and value "
+            f"{_shape(v)}."
+        )
+    if k[-3] == 0 or q[-3] == 0 or q[-3] % k[-3]:
+        raise ValueError(
+            f"{function}: the number of query heads H (axis -3) must be a positive multiple of the number of key heads "
+            f"Hk; got H={q[-3]} and Hk={k[-3]}."
+        )
+    if not q[:-3] == k[:-3] == v[:-3]:
+        raise ValueError(
+            f"{function}: query, key and value must have the same batch axes (all before axis -3); got query {_shape(q)}, "
+            f"key {_shape(k)} and value {_shape(v)}."
+        )
+
+
+def check_real(function: str, name: str, x: object) -> float:
+    """A finite real number."""
+    if not isinstance(x, numbers.Real) or isinstance(x, bool | np.bool_):
+        raise TypeError(f"{function}: {name} must be a real number or None; got {type(x).__name__}.")
+    try:
+        number = float(x)
+    except OverflowError:
+        number = math.inf if x > 0 else -math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{function}: {name} must be finite in float64; got {number}.")
+    return number
+
+
+def check_scale(function: str, scale: object, E: int) -> float:
+    """The factor on the scores; 1/sqrt(E) where none is given."""
+    return 1.0 / math.sqrt(E) if scale is None else check_real(function, "scale", scale)
+
+
+def check_softcap(function: str, softcap: object) -> float | None:
+    """A positive cap, or None for no cap."""
+    if softcap is None:
+        return None
+    cap = check_real(function, "softcap", softcap)
+    if cap <= 0:
+        raise ValueError(f"{function}: softcap must be positive; got {softcap}. Pass None for no softcap.")
+    return cap
+
+
+def check_flag(function: str, name: str, x: object) -> bool:
+    """True or False, and nothing that merely counts as one."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"{function}: {name} must be True or False; got {type(x).__name__}.")
+    return bool(x)
+
+
+def check_integer(function: str, name: str, x: object, *, least: int = 0) -> int:
+    """An integer not below `least`."""
+    try:
+        value = None if isinstance(x, bool | np.bool_) else operator.index(x)  # type: ignore[arg-type]
+    except TypeError:
+        value = None
+    if value is None:
+        raise TypeError(f"{function}: {name} must be an integer; got {type(x).__name__}.")
+    if value < least:
+        raise ValueError(f"{function}: {name} must be at least {least}; got {value}.")
+    return value
+
+
+def check_output_dtype(function: str, dtype: object, query: Array) -> str:
+    """Name of the dtype to round the result to; the query's where none is given."""
+    name = dtype_name(query if dtype is None else dtype)
+    if dtype is None and (name in INTEGERS or name.startswith("float8")):
+        raise TypeError(
+            f"{function}: dtype must be given where query is {name}, which is no dtype for a result. Pass dtype="
+            "'float32' or the namespace's own dtype."
+        )
+    if name not in FLOATS or name == "float8_e8m0fnu":
+        raise TypeError(f"{function}: dtype must be a real floating-point dtype; got {name}.")
+    return name
+
+
+def check_sinks(function: str, sinks: Array | None, heads: int, xp: Namespace) -> Array | None:
+    """One extra logit per head, (H,), finite or -inf for none."""
+    if sinks is None:
+        return None
+    if tuple(sinks.shape) != (heads,):
+        raise ValueError(
+            f"{function}: sinks must have one logit per query head, shape (H,)=({heads},); got {_shape(sinks.shape)}."
+        )
+    sinks = float64(sinks, xp)
+    if known(xp.any(xp.isnan(sinks) | (sinks == math.inf))):
+        raise ValueError(f"{function}: sinks must be finite, or -inf for a head without one; got NaN or +inf.")
+    return sinks
+
+
+def check_rows(function: str, rows: object, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Positions (R, len(shape)) into the axes (..., H, L) of a query."""
+    try:
+        index = to_numpy(rows) if is_array(rows) else np.asarray(rows)
+    except ValueError:
+        raise ValueError(
+            f"{function}: rows must have shape (R, {len(shape)}), one index for each of query's axes (..., H, L); got "
+            "rows of different lengths."
+        ) from None
+    if index.shape == (0,):  # an empty list
+        index = np.zeros((0, len(shape)), np.int64)
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"{function}: rows must be integers; got {index.dtype.name}.")
+    if index.ndim != 2 or index.shape[1] != len(shape):
+        raise ValueError(
+            f"{function}: rows must have shape (R, {len(shape)}), one index for each of query's axes (..., H, L); got "
+            f"{_shape(index.shape)}."
+        )
+    outside = (index < 0) | (index >= np.array(shape, dtype=np.int64))
+    if outside.any():
+        row = index[outside.any(axis=1)][0]
+        raise ValueError(
+            f"{function}: rows must lie within query's axes (..., H, L)={_shape(shape)}; got {_shape(row.tolist())}."
+        )
+    return index.astype(np.int64)
+
+
+def check_broadcast(function: str, name: str, shape: tuple[int, ...], lead: tuple[int, ...], L: int, S: int) -> None:
+    """A shape that broadcasts to (..., H, L, S)."""
+    full = (*lead, L, S)
+    fits = 2 <= len(shape) <= len(full) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(full), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{function}: {name} must have at least 2 axes and broadcast to (..., H, L, S)={_shape(full)}; got "
+            f"{_shape(shape)}."
+        )
+
+
+def _shape(shape: Any) -> str:
+    """A shape as it is written in Python."""
+    return str(tuple(int(n) for n in shape))

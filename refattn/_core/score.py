@@ -1,0 +1,124 @@
+"""Everything that changes a score, in one frozen record that travels to every form of softmax attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from refattn._core.arrays import Array, Namespace, device
+from refattn._core.state import ABOVE_LOWEST, LOWEST
+from refattn._core.tiles import tiles
+
+
+
+class Keep(Protocol):
+    """What a score asks of a mask; `refattn.masks.Mask` is one."""
+
+    @property
+    def lead(self) -> tuple[int, ...]: ...
+    def tile(
+        self, i: slice | Array, j: slice | Array, L: int, S: int, *, xp: Namespace, device: object = None
+    ) -> Array: ...
+    def at(self, index: tuple[int, ...]) -> Keep: ...
+    def interval(self, L: int, S: int) -> tuple[Array, Array] | None: ...
+
+
+class Add(Protocol):
+    """What a score asks of a bias; `refattn.biases.Bias` is one."""
+
+    @property
+    def lead(self) -> tuple[int, ...]: ...
+    def tile(
+        self, i: slice | Array, j: slice | Array, L: int, S: int, *, xp: Namespace, device: object = None
+    ) -> Array: ...
+    def at(self, index: tuple[int, ...]) -> Add: ...
+
+
+class Parts(NamedTuple):
+    """The stages of one tile of scores, each (..., i, j) or broadcastable to it."""
+
+    raw: Array
+    capped: Array
+    bias: Array | None
+    keep: Array | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores of query-key pairs, tile by tile: scale, softcap, bias and mask, in this order; the sink comes after.
+
+    `groups` is (Hk, G), the two axes into which the head axis of masks and biases is split; None where the arrays
+    have no head axis.
+    """
+
+    lengths: tuple[int, int]
+    scale: float
+    softcap: float | None = None
+    bias: Add | None = None
+    mask: Keep | None = None
+    sink: Array | None = None
+    groups: tuple[int, int] | None = None
+
+    def tiles(self, i: slice | Array, tile_k: int) -> Iterator[slice]:
+        """The tiles of `tile_k` keys of which the queries i see some key."""
+        L, S = self.lengths
+        if self.mask is None:
+            yield from tiles(S, tile_k)
+            return
+        interval = self.mask.interval(L, S)
+        if interval is not None:
+            first, stop = (x[..., i] for x in np.broadcast_arrays(*interval, np.zeros(L))[:2])
+            seen = first < stop
+            low = int(np.min(first[seen], initial=S))
+            high = int(np.max(stop[seen], initial=0))
+            yield from tiles(high, tile_k, start=low // tile_k * tile_k)
+            return
+        for j in tiles(S, tile_k):
+            if np.any(self.mask.tile(i, j, L, S, xp=np)):
+                yield j
+
+    def parts(self, Q_i: Array, K_j: Array, i: slice | Array, j: slice | Array, *, xp: Namespace) -> Parts:
+        """The stages of the scores of the queries i and the keys j."""
+        L, S = self.lengths
+        raw = xp.matmul(Q_i, xp.matrix_transpose(K_j)) * self.scale
+        capped = raw if self.softcap is None else self.softcap * xp.tanh(raw / self.softcap)
+        where = {"xp": xp, "device": device(Q_i)}
+        bias = None if self.bias is None else self._grouped(self.bias.tile(i, j, L, S, **where), xp)
+        keep = None if self.mask is None else self._grouped(self.mask.tile(i, j, L, S, **where), xp)
+        return Parts(raw, capped, bias, keep)
+
+    def __call__(self, Q_i: Array, K_j: Array, i: slice | Array, j: slice | Array, *, xp: Namespace) -> Array:
+        """Masked scores (..., i, j): -inf in masked cells and in no other."""
+        _, S, bias, keep = self.parts(Q_i, K_j, i, j, xp=xp)
+        # The lowest finite bias, which padding code adds, must not be taken for a score of -inf.
+        S = S if bias is None else S + xp.clip(bias, min=ABOVE_LOWEST)
+        S = xp.clip(S, min=LOWEST)
+        return S if keep is None else xp.where(keep, S, -math.inf)
+
+    def at(self, index: tuple[int, ...]) -> Score:
+        """The scores of one batch entry and head, of arrays (L, E) and (S, E) without leading axes."""
+        return replace(
+            self,
+            bias=None if self.bias is None else self.bias.at(index),
+            mask=None if self.mask is None else self.mask.at(index),
+            sink=None if self.sink is None else self.sink[(*_split(index[-1], self.groups), ...)],
+            groups=None,
+        )
+
+    def _grouped(self, tile: Array, xp: Namespace) -> Array:
+        """A tile over (..., H, i, j), or what broadcasts to it, as (..., Hk, G, i, j)."""
+        if self.groups is None or len(tile.shape) < 3:
+            return tile
+        heads = (1, 1) if tile.shape[-3] == 1 else self.groups
+        return xp.reshape(tile, (*tile.shape[:-3], *heads, *tile.shape[-2:]))
+
+
+def _split(head: int, groups: tuple[int, int] | None) -> tuple[int, int]:
+    """A query head's place (key head, member) in the group view."""
+    if groups is None:
+        raise ValueError(f"Score.at: the score has no head axis any more; got head {head}.")
+    return divmod(head, groups[1])

@@ -1,0 +1,1 @@
+"""What attention does inside models: the models themselves, with attention passed in."""

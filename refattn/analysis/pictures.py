@@ -1,0 +1,165 @@
+"""Pictures: an error against its bound, and the weights of one head. They draw into axes and return them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refattn._call import prepare
+from refattn._core.arrays import Array, dtype_name, is_array, quiet, to_numpy
+from refattn.contract import Contract, resolve, softmax_bound
+from refattn.methods.exact.rows import attention_rows
+from refattn.testing.judge import Terms, parts
+from refattn.testing.sampling import choose_rows
+
+__all__ = ("error_against_bound", "weights")
+
+
+@quiet
+def error_against_bound(
+    output: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    contract: Contract | str | None = None,
+    label: str | None = None,
+    ax: Any = None,
+    **arguments: Any,
+) -> Any:
+    """Scatter of each element's error over the bound that its contract gives it.
+
+        a right kernel lies below the line |output - exact| = bound
+
+    Parameters
+    ----------
+    output : array, shape (..., H, L, Ev)
+        What the kernel returned.
+    query : array, shape (..., H, L, E)
+        Queries.
+    key : array, shape (..., Hk, S, E)
+        Keys.
+    value : array, shape (..., Hk, S, Ev)
+        Values.
+    contract : Contract or str, optional
+        The kernel's numerics, as in `refattn.testing.check`.
+    label : str, optional
+        Name in the legend.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; default a new figure's axes.
+    **arguments
+        mask, bias, is_causal, scale, softcap, sinks of the call.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes. An error of 0 is drawn at the lower edge.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+
+    Notes
+    -----
+    At most 20,000 elements are drawn, evenly spaced over all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import refattn as ra
+    >>> from refattn.analysis import pictures
+    >>> x = np.random.default_rng(0).standard_normal((3, 1, 20, 8), dtype=np.float32)
+    >>> ax = pictures.error_against_bound(ra.attention(*x), *x)  # doctest: +SKIP
+    """
+    output, query, key, value = (to_numpy(x) for x in (output, query, key, value))
+    given: dict[str, Any] = {
+        "mask": None,
+        "bias": None,
+        "is_causal": False,
+        "scale": None,
+        "softcap": None,
+        "sinks": None,
+    }
+    given |= {name: to_numpy(x) if is_array(x) else x for name, x in arguments.items()}
+    call = prepare("error_against_bound", query, key, value, dtype="float64", **given)
+    terms = Terms(resolve(contract, dtype_name(output)), softmax_bound)
+    judged = [part.output for part in parts(call, choose_rows("error_against_bound", call, None), terms, output, None)]
+    error = np.concatenate([np.abs(x.got - x.expected).ravel() for x in judged])
+    bound = np.concatenate([np.broadcast_to(x.bound, x.got.shape).ravel() for x in judged])
+    step = -(-len(error) // 20_000)
+    error, bound = error[::step], bound[::step]
+    shown = np.isfinite(bound) & (bound > 0)
+    ax = _axes(ax)
+    floor = 1e-4 * float(bound[shown].min(initial=1.0))
+    ax.scatter(bound[shown], np.maximum(error[shown], floor), s=3, alpha=0.25, linewidths=0, label=label)
+    edges = [bound[shown].min(initial=math.inf), bound[shown].max(initial=0.0)]
+    ax.plot(edges, edges, color="black", linewidth=1)
+    ax.set(xscale="log", yscale="log", xlabel="bound", ylabel="|output - exact|")
+    return ax
+
+
+def weights(
+    query: Array, key: Array, *, head: tuple[int, ...], is_causal: bool = False, ax: Any = None, **arguments: Any
+) -> Any:
+    """Picture of one head's attention weights, queries downwards, keys to the right, on a logarithmic scale.
+
+        P = softmax(softcap(scale * Q K^T) + bias)
+
+    Parameters
+    ----------
+    query : array, shape (..., H, L, E)
+        Queries.
+    key : array, shape (..., Hk, S, E)
+        Keys.
+    head : tuple of int
+        The (batch ..., head) to draw.
+    is_causal : bool, default False
+        As in `refattn.attention`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; default a new figure's axes.
+    **arguments
+        mask, bias, scale, softcap, sinks of the call.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes; the colour bar is log10 of the weight, cut off at -5.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from refattn.analysis import pictures
+    >>> x = np.random.default_rng(0).standard_normal((2, 1, 20, 8))
+    >>> ax = pictures.weights(*x, head=(0,), is_causal=True)  # doctest: +SKIP
+    """
+    query, key = to_numpy(query), to_numpy(key)
+    S = key.shape[-2]
+    # One row of the identity for each key: the output is then the row of weights.
+    one_hot = np.broadcast_to(np.eye(S), (*key.shape[:-2], S, S))
+    rows = [(*head, row) for row in range(query.shape[-2])]
+    P: Any = attention_rows(query, key, one_hot, rows=rows, is_causal=is_causal, dtype="float64", **arguments)
+    ax = _axes(ax)
+    with np.errstate(divide="ignore"):
+        image = ax.imshow(np.log10(P), vmin=-5, vmax=0, cmap="magma", interpolation="nearest")
+    ax.figure.colorbar(image, ax=ax, label="log10 weight", extend="min")
+    ax.set(xlabel="key", ylabel="query")
+    return ax
+
+
+def _axes(ax: Any) -> Any:
+    """The axes to draw into."""
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('pictures need matplotlib, which is not installed: pip install "refattn[plot]".') from error
+    return Figure(layout="constrained").add_subplot()

@@ -1,0 +1,107 @@
+"""Masks made of masks: both, either, the other cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from refattn._core.arrays import Array
+from refattn.masks.base import Ints, Mask, Positions
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pair(Mask):
+    """Two masks combined cell by cell; their leading axes broadcast."""
+
+    a: Mask
+    b: Mask
+    symbol: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuse leading axes that do not broadcast."""
+        try:
+            np.broadcast_shapes(self.a.lead, self.b.lead)
+        except ValueError:
+            raise ValueError(
+                f"masks: the leading axes of both sides of {self.symbol} must broadcast; got lead={self.a.lead} and "
+                f"lead={self.b.lead}."
+            ) from None
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Leading axes of both, broadcast."""
+        return np.broadcast_shapes(self.a.lead, self.b.lead)
+
+    def _check(self, function: str, L: int, S: int) -> None:
+        self.a._check(function, L, S)
+        self.b._check(function, L, S)
+
+    def _at(self, index: tuple[int, ...]) -> Mask:
+        return type(self)(self.a.at(index), self.b.at(index))
+
+
+class And(Pair):
+    """Keys that both masks let take part."""
+
+    symbol = "&"
+
+    def _tile(self, i: Positions, j: Positions, L: int, S: int, *, xp: Any, device: Any) -> Array:
+        return self.a._tile(i, j, L, S, xp=xp, device=device) & self.b._tile(i, j, L, S, xp=xp, device=device)
+
+    def _interval(self, L: int, S: int) -> tuple[Ints, Ints] | None:
+        a, b = self.a._interval(L, S), self.b._interval(L, S)
+        if a is None or b is None:
+            return None
+        first = np.maximum(a[0], b[0])
+        return first, np.maximum(first, np.minimum(a[1], b[1]))
+
+    def __repr__(self) -> str:
+        """Both sides; ``&`` binds tighter than ``|``."""
+        return " & ".join(f"({x!r})" if isinstance(x, Or) else repr(x) for x in (self.a, self.b))
+
+
+class Or(Pair):
+    """Keys that either mask lets take part."""
+
+    symbol = "|"
+
+    def _tile(self, i: Positions, j: Positions, L: int, S: int, *, xp: Any, device: Any) -> Array:
+        return self.a._tile(i, j, L, S, xp=xp, device=device) | self.b._tile(i, j, L, S, xp=xp, device=device)
+
+    def __repr__(self) -> str:
+        """Both sides."""
+        return f"{self.a!r} | {self.b!r}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Not(Mask):
+    """Keys that the mask leaves out."""
+
+    mask: Mask
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Leading axes of the mask."""
+        return self.mask.lead
+
+    def _check(self, function: str, L: int, S: int) -> None:
+        self.mask._check(function, L, S)
+
+    def _at(self, index: tuple[int, ...]) -> Mask:
+        return Not(self.mask.at(index))
+
+    def _tile(self, i: Positions, j: Positions, L: int, S: int, *, xp: Any, device: Any) -> Array:
+        return ~self.mask._tile(i, j, L, S, xp=xp, device=device)
+
+    def _count(self, L: int, S: int) -> Ints:
+        return np.asarray(L * S - self.mask._count(L, S))
+
+    def __invert__(self) -> Mask:
+        """The mask itself, so that its intervals are not lost."""
+        return self.mask
+
+    def __repr__(self) -> str:
+        """The mask, in brackets where it is a pair."""
+        return f"~({self.mask!r})" if isinstance(self.mask, Pair) else f"~{self.mask!r}"

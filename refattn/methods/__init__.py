@@ -1,0 +1,1 @@
+"""One folder per paper family; a method never knows another."""

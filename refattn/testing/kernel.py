@@ -1,0 +1,214 @@
+"""A kernel run on drawn and real inputs, check by check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from refattn._core.arrays import dtype_name
+from refattn._core.checks import check_flag, check_integer
+from refattn.testing.problems import Inputs, NotRun, inputs, plan
+from refattn.testing.report import CheckResult, Finding, Report, counted
+from refattn.testing.running import run
+from refattn.testing.spec import KernelSpec
+
+# Wrong problems of a check that symptoms are looked for in.
+EXPLAINED = 4
+
+WRONG_VALUES = "wrong values"
+# Kind of a fault, and what tells faults of one kind apart: wrong values by their check, others by what was done.
+Key = tuple[str, str]
+
+
+def check_kernel(spec: KernelSpec, *, quick: bool = False, seed: int = 0) -> Report:
+    """Run a kernel on drawn and real inputs, and judge all that it returns.
+
+        |output - exact| <= bound(contract, inputs)    for every element, on every input
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        The kernel, how to call it, and what it claims.
+    quick : bool, default False
+        Run two shapes for each input law and one for each argument, instead of all and every third.
+    seed : int, default 0
+        Seed of the drawn inputs. Two reports of one seed are the same.
+
+    Returns
+    -------
+    Report
+        `passed`, the `findings`, every check with its share of the budget, and a `text`.
+
+    Raises
+    ------
+    TypeError
+        If `spec` is not a KernelSpec.
+    ImportError
+        If the library of ``spec.arrays`` is not installed.
+
+    Notes
+    -----
+    Input laws: "normal"; "peaked" (queries times 4); "offset" (values plus 4); "rising" (scores that rise along the
+    keys, so that each tile brings a new maximum); "coded" (each query aims at one key, so that a lost or misplaced key
+    is lost whole); and "smollm2", captured from a model. Each runs at all `lengths`, `dims` and `batch` of the spec.
+    Then each accepted argument is varied by itself. A check that is not run is listed with its reason.
+
+    The kernel gets fresh arrays for each call, and they are compared with what they were afterwards. An exception that
+    it raises is a finding. Of the rows of large problems 4,096 are checked.
+
+    Examples
+    --------
+    >>> import refattn as ra
+    >>> from refattn.testing import KernelSpec, check_kernel
+    >>> spec = KernelSpec(ra.attention, batch=(1,), dims=(8,), lengths=((3, 5),))
+    >>> check_kernel(spec, quick=True).passed
+    True
+    """
+    if not isinstance(spec, KernelSpec):
+        raise TypeError(f"check_kernel: spec must be a KernelSpec; got {type(spec).__name__}.")
+    quick = check_flag("check_kernel", "quick", quick)
+    seed = check_integer("check_kernel", "seed", seed)
+    tallies: dict[str, _Tally] = {}
+    skipped: list[CheckResult] = []
+    order: list[str] = []
+    for item in plan(spec, quick=quick, seed=seed):
+        if item.check not in order:
+            order.append(item.check)
+        if isinstance(item, NotRun):
+            skipped.append(CheckResult(item.check, "not run", item.reason))
+        else:
+            tally = tallies.setdefault(item.check, _Tally(item.check))
+            tally.add(spec, inputs(spec, item), {"law": item.law, "seed": list(item.seed)})
+    return _report(spec, tallies, {result.name: result for result in skipped}, order, seed)
+
+
+def check_inputs(spec: KernelSpec, given: Inputs, source: str) -> Report:
+    """Run a kernel on one set of inputs, which came from somewhere."""
+    tally = _Tally("input")
+    tally.add(spec, given, {"source": source})
+    return _report(spec, {"input": tally}, {}, ["input"], None)
+
+
+def _report(
+    spec: KernelSpec, tallies: dict[str, _Tally], results: dict[str, CheckResult], order: list[str], seed: int | None
+) -> Report:
+    """The report on what was run."""
+    findings: dict[Key, Finding] = {}
+    for name, tally in tallies.items():
+        results[name], found = tally.result(spec.expected_failures.get(name))
+        for key, finding in found:
+            findings[key] = _joined(findings[key], finding) if key in findings else finding
+    return Report(
+        passed=not findings and any(tally.judged for tally in tallies.values()),
+        findings=tuple(findings.values()),
+        checks=tuple(results[name] for name in order),
+        kernel=spec.name,
+        contract=spec.numerics().describe(),
+        seed=seed,
+    )
+
+
+def _joined(first: Finding, other: Finding) -> Finding:
+    """One fault that shows in several checks."""
+    return replace(first, problems=first.problems + other.problems, checks=(*first.checks, *other.checks))
+
+
+@dataclass
+class _Seen:
+    """One kind of fault of one check: the problem that tells most, and how often."""
+
+    text: str
+    problem: dict[str, Any]
+    rank: tuple[bool, int]
+    problems: int = 1
+
+
+@dataclass
+class _Tally:
+    """What is kept of the problems of one check."""
+
+    check: str
+    problems: int = 0
+    failed: int = 0
+    judged: int = 0
+    unjudged: int = 0
+    budget_used: float | None = None
+    lse_budget_used: float | None = None
+    seen: dict[Key, _Seen] = field(default_factory=dict)
+
+    def add(self, spec: KernelSpec, given: Inputs, source: dict[str, Any]) -> None:
+        """Run one problem."""
+        wrong = self.seen.get((WRONG_VALUES, self.check))
+        verdict, faults = run(spec, given, explain=wrong is None or wrong.problems < EXPLAINED)
+        self.problems += 1
+        about = {**_told(given), **source}
+        size = int(np.prod(given.query.shape[:-1])) * given.key.shape[-2]
+        for fault in faults:
+            self._keep((fault.kind, fault.key), fault.text, about, (True, size))
+        if verdict is None:
+            self.failed += 1
+            return
+        judged = verdict.passed or len(verdict.wrong_rows) > 0
+        self.judged += judged
+        self.unjudged += not judged
+        if judged:
+            self.budget_used = max(self.budget_used or 0.0, verdict.budget_used)
+            if verdict.lse_budget_used is not None:
+                self.lse_budget_used = max(self.lse_budget_used or 0.0, verdict.lse_budget_used)
+        if judged and not verdict.passed:
+            self._keep(
+                (WRONG_VALUES, self.check),
+                "\n".join(verdict.lines(contract=False)),
+                about,
+                (not verdict.symptoms, size),
+            )
+        self.failed += bool(faults) or len(verdict.wrong_rows) > 0
+
+    def _keep(self, key: Key, text: str, problem: dict[str, Any], rank: tuple[bool, int]) -> None:
+        """Count a fault; of its problems the one that a symptom explains, and then the smallest, is shown."""
+        old = self.seen.get(key)
+        if old is None:
+            self.seen[key] = _Seen(text, problem, rank)
+        else:
+            old.problems += 1
+            if rank < old.rank:
+                old.text, old.problem, old.rank = text, problem, rank
+
+    def result(self, expected: str | None) -> tuple[CheckResult, list[tuple[Key, Finding]]]:
+        """The check's line, and its findings."""
+        outcome, reason = ("WRONG", "") if self.failed else ("right", "")
+        findings = [
+            (key, Finding(self.check, key[0], self._text(key, seen), seen.problem, seen.problems, (self.check,)))
+            for key, seen in self.seen.items()
+        ]
+        if expected is not None and self.failed:
+            outcome, reason, findings = "expected failure", expected, []
+        elif expected is not None:
+            kind = "expected failure passed"
+            outcome, reason = "WRONG", f"was expected to fail ({expected}), but no problem of {self.problems} failed"
+            findings = [((kind, self.check), Finding(self.check, kind, reason, {}, self.problems, (self.check,)))]
+        elif not self.failed and not self.judged:
+            outcome, reason = "not judged", "the contract's bound claims nothing about scores as large as these"
+        counts = (self.problems, self.failed, self.unjudged)
+        return CheckResult(self.check, outcome, reason, *counts, self.budget_used, self.lse_budget_used), findings
+
+    def _text(self, key: Key, seen: _Seen) -> str:
+        """A fault's text; of wrong values the verdict on the problem shown, under a line on all of them."""
+        if key[0] != WRONG_VALUES:
+            return seen.text
+        return f"{WRONG_VALUES} in {seen.problems} of {counted(self.problems)}\n{seen.text}"
+
+
+def _told(given: Inputs) -> dict[str, Any]:
+    """Shapes, dtype and arguments of a problem, for a person and for JSON."""
+    told: dict[str, Any] = {name: list(getattr(given, name).shape) for name in ("query", "key", "value")}
+    arguments = {}
+    for name, value in given.arguments.items():
+        value = given.passed.get(name, value)
+        if hasattr(value, "shape"):
+            arguments[name] = f"<{dtype_name(value)} {tuple(value.shape)}>"
+        else:
+            arguments[name] = f"{value:.6g}" if isinstance(value, float) else repr(value)
+    return {**told, "dtype": dtype_name(given.query), "arguments": arguments}

@@ -1,0 +1,242 @@
+"""Inputs that a kernel is run on: drawn by five laws, captured from a model, and the arguments that go with them."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refattn import data, masks
+from refattn._core.arrays import round_to
+from refattn.testing.spec import ARGUMENTS, LAWS, KernelSpec
+
+Array = npt.NDArray[Any]
+Rng = np.random.Generator
+Shape = tuple[int, tuple[int, int], tuple[int, int]]  # batch, (L, S), (E, Ev)
+
+# How far the logits rise over the keys of "rising": past 8 ln 2, where kernels that rescale lazily rescale.
+RISE = 16.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one run of a kernel is made from; the arrays are drawn when it is run."""
+
+    check: str
+    law: str
+    batch: int
+    lengths: tuple[int, int]
+    dims: tuple[int, int]
+    seed: tuple[int, ...]
+    varied: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """NumPy arrays (B, H, L, E) in the contract's dtypes, and the arguments in refattn's and in the kernel's form."""
+
+    query: Array
+    key: Array
+    value: Array
+    arguments: dict[str, Any] = field(default_factory=dict)
+    passed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A check that is not run, and why."""
+
+    check: str
+    reason: str
+
+
+def input_dtype(name: str) -> str:
+    """The dtype of arrays whose values a format is read from."""
+    return "float32" if name == "tf32" else name
+
+
+def plan(spec: KernelSpec, *, quick: bool, seed: int) -> Iterator[Problem | NotRun]:
+    """All problems of a spec, check by check, and the checks that are not run."""
+    shapes = _shapes(spec)
+    if not shapes:
+        yield from (
+            NotRun(law, "is_causal=True has no meaning for L != S, and all lengths differ. Pass a mask in computes=")
+            for law in LAWS
+        )
+        return
+    # Half of the lengths and one of the dims apart.
+    apart = len(shapes) // (2 * len(spec.dims)) * len(spec.dims) + 1
+    for number, law in enumerate(LAWS):
+        few = [shapes[(7 * number + k * apart) % len(shapes)] for k in range(min(2, len(shapes)))]
+        yield from _problems(law, law, few if quick else shapes, seed)
+    yield _captured(spec, seed)
+    for name in ARGUMENTS:
+        yield from _of_argument(spec, name, shapes[-1:] if quick else _thin(shapes), seed)
+    if "mask" in spec.accepts:
+        yield from _problems("empty_rows", "normal", shapes[-1:] if quick else _thin(shapes), seed, "mask")
+    else:
+        yield NotRun("empty_rows", "function does not accept mask")
+    yield NotRun("gradients", "no backward was given" if spec.backward is None else "gradients are not judged yet")
+    for name in spec.accepts:
+        if name not in ARGUMENTS:
+            yield NotRun(name, f"{name} comes with layouts")
+
+
+def _shapes(spec: KernelSpec) -> list[Shape]:
+    """Every length that the kernel's own causality has a meaning for, with every dims; the batch sizes take turns."""
+    lengths = [(L, S) for L, S in spec.lengths if L == S or not spec.arguments(L, S).get("is_causal", False)]
+    turn = max(1, len(lengths) + len(spec.dims) - 1)
+    return [
+        (spec.batch[(i + j + start) % len(spec.batch)], n, d)
+        for start in range(0, len(spec.batch), turn)
+        for i, n in enumerate(lengths)
+        for j, d in enumerate(spec.features)
+    ]
+
+
+def _thin(shapes: list[Shape]) -> list[Shape]:
+    """Every third shape: enough for an argument, since each law ran on all."""
+    return shapes[::3]
+
+
+def _problems(check: str, law: str, shapes: list[Shape], seed: int, varied: str | None = None) -> Iterator[Problem]:
+    """The problems of one check."""
+    for number, (B, lengths, dims) in enumerate(shapes):
+        yield Problem(check, law, B, lengths, dims, (seed, zlib.crc32(check.encode()), number), varied)
+
+
+def _of_argument(spec: KernelSpec, name: str, shapes: list[Shape], seed: int) -> Iterator[Problem | NotRun]:
+    """The problems that vary an argument of attention."""
+    if name not in spec.accepts:
+        always = any(name in spec.arguments(L, S) for L, S in spec.lengths)
+        yield NotRun(name, f"function does not accept {name}" + ("; all checks compute with it" if always else ""))
+        return
+    if name == "is_causal":
+        square = [shape for shape in shapes if shape[1][0] == shape[1][1]]
+        # Where none of the lengths is square, their larger sides are.
+        shapes = square or [(B, (max(n), max(n)), dims) for B, n, dims in shapes[:1]]
+    yield from _problems(name, "normal", shapes, seed, name)
+
+
+def _captured(spec: KernelSpec, seed: int) -> Problem | NotRun:
+    """The real capture, as far as its shapes fit."""
+    capture = data.smollm2()
+    layers, members, L, E = capture.query.shape
+    H, Hk = spec.heads
+    available = layers * capture.key.shape[1]
+    if (E, E) not in spec.features:
+        return NotRun("smollm2", f"its heads have E = Ev = {E}, which dims does not name")
+    if Hk > available or H // Hk > members // capture.key.shape[1]:
+        return NotRun("smollm2", f"it has {available} key heads of {members} query heads each; heads asks for more")
+    varied = "is_causal" if "is_causal" in spec.accepts else None
+    return Problem("smollm2", "smollm2", 1, (L, L), (E, E), (seed,), varied)
+
+
+def inputs(spec: KernelSpec, problem: Problem) -> Inputs:
+    """Draw the arrays of a problem, and round them to the contract's formats."""
+    rng = np.random.default_rng(problem.seed)
+    H, Hk = spec.heads
+    L, S = problem.lengths
+    if problem.law == "smollm2":
+        drawn = _smollm2(H, Hk)
+    else:
+        drawn = LAW[problem.law](rng, (problem.batch, H, Hk), problem.lengths, problem.dims)
+    contract = spec.numerics()
+    names = [input_dtype(name) for name in (contract.query, contract.key, contract.value)]
+    q, k, v = (round_to(x, name, np) for x, name in zip(drawn, names, strict=True))
+    arguments = spec.arguments(L, S)
+    passed: dict[str, Any] = dict.fromkeys(spec.accepts)
+    if "is_causal" in passed:
+        passed["is_causal"] = False
+    if "scale" in passed:
+        passed["scale"] = 1 / math.sqrt(problem.dims[0])
+    if problem.varied is not None:
+        value = _varied(problem, rng, H, names[0])
+        passed[problem.varied] = value
+        arguments[problem.varied] = masks.array(value) if problem.varied == "mask" else value
+    return Inputs(q, k, v, arguments, passed)
+
+
+def _varied(problem: Problem, rng: Rng, H: int, dtype: str) -> Any:
+    """A value for the argument that a problem varies, as the kernel gets it."""
+    (L, S), E = problem.lengths, problem.dims[0]
+    if problem.varied == "is_causal":
+        return True
+    if problem.varied == "scale":
+        return 0.73 / math.sqrt(E)
+    if problem.varied == "softcap":
+        return 2.0
+    if problem.varied == "sinks":
+        return round_to(rng.standard_normal(H) + 1.0, dtype, np)
+    if problem.varied == "bias":
+        return round_to(2.0 * rng.standard_normal((problem.batch, H, L, S)), dtype, np)
+    keep = rng.random((problem.batch, H, L, S)) < 0.5
+    if problem.check == "empty_rows":
+        keep[..., ::3, :] = False
+    else:
+        # Each row sees a key, and one in four sees a run of keys as in a padded batch.
+        keep[..., ::4, :] = np.arange(S) < rng.integers(1, S + 1, size=(problem.batch, 1, 1, 1))
+        keep[..., np.arange(L), rng.integers(0, S, size=L)] = True
+    return keep
+
+
+def _smollm2(H: int, Hk: int) -> list[Array]:
+    """The capture's layers laid side by side as heads, cut to (1, H, L, E) and (1, Hk, L, E)."""
+    capture = data.smollm2()
+    layers, heads, L, E = capture.query.shape
+    key_heads = capture.key.shape[1]
+    groups = capture.query.reshape(layers * key_heads, heads // key_heads, L, E)
+    query = groups[:Hk, : H // Hk].reshape(1, H, L, E)
+    key, value = (x.reshape(1, layers * key_heads, L, E)[:, :Hk] for x in (capture.key, capture.value))
+    return [x.astype(np.float64) for x in (query, key, value)]
+
+
+def _normal(rng: Rng, heads: tuple[int, int, int], lengths: tuple[int, int], dims: tuple[int, int]) -> list[Array]:
+    """Independent standard normal numbers."""
+    (B, H, Hk), (L, S), (E, Ev) = heads, lengths, dims
+    return [rng.standard_normal(shape) for shape in ((B, H, L, E), (B, Hk, S, E), (B, Hk, S, Ev))]
+
+
+def _peaked(rng: Rng, heads: tuple[int, int, int], lengths: tuple[int, int], dims: tuple[int, int]) -> list[Array]:
+    """Queries four times as large: most weight on few keys."""
+    q, k, v = _normal(rng, heads, lengths, dims)
+    return [4.0 * q, k, v]
+
+
+def _offset(rng: Rng, heads: tuple[int, int, int], lengths: tuple[int, int], dims: tuple[int, int]) -> list[Array]:
+    """Values around 4: a weight that is lost, or counted twice, is seen in every column."""
+    q, k, v = _normal(rng, heads, lengths, dims)
+    return [q, k, v + 4.0]
+
+
+def _rising(rng: Rng, heads: tuple[int, int, int], lengths: tuple[int, int], dims: tuple[int, int]) -> list[Array]:
+    """Scores that rise along the keys: each tile brings a new maximum."""
+    q, k, v = _normal(rng, heads, lengths, dims)
+    S, E = k.shape[-2:]
+    # Along (1, ..., 1)/sqrt(E) the queries have the length a, the keys a j/S, and a * a / sqrt(E) = RISE.
+    a = math.sqrt(RISE * math.sqrt(E)) / math.sqrt(E)
+    return [q + a, k + a * (np.arange(S) / S)[:, None], v]
+
+
+def _coded(rng: Rng, heads: tuple[int, int, int], lengths: tuple[int, int], dims: tuple[int, int]) -> list[Array]:
+    """Keys of signs, each query aimed at one key: its weight is near 1, so that this key is nearly the whole answer.
+
+    Over the rows and heads of a key head the aims run backwards through the keys, so a key that is lost, or read from
+    another batch entry, head or position, is lost whole.
+    """
+    (B, H, Hk), (L, S), (E, _) = heads, lengths, dims
+    k = rng.choice([-1.0, 1.0], size=(B, Hk, S, E))
+    v = rng.integers(-8, 9, size=(B, Hk, S, dims[1])).astype(np.float64)
+    member = np.arange(H) % (H // Hk)
+    # The last keys first: that is where tiles are cut.
+    aims = S - 1 - (member[:, None] * L + np.arange(L)) % S
+    q = 12.0 / math.sqrt(E) * np.take_along_axis(np.repeat(k, H // Hk, axis=1), aims[None, :, :, None], axis=2)
+    return [q, k, v]
+
+
+LAW = dict(zip(LAWS, (_normal, _peaked, _offset, _rising, _coded), strict=True))

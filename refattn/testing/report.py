@@ -1,0 +1,183 @@
+"""What came of running a kernel: findings, checks, and their text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from refattn.testing.verdict import plain, share_text
+
+MOST_LINES = 60
+# Findings that are shown in full; the others get one line.
+IN_FULL = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a kernel.
+
+    Parameters
+    ----------
+    check : str
+        The check that found it.
+    kind : {"wrong values", "raised", "returned", "changed its inputs", "expected failure passed"}
+        What sort of thing it is.
+    text : str
+        What is wrong, in a line or several.
+    problem : dict
+        A problem that shows it, one that a symptom explains before others, and then the smallest: shapes, dtype,
+        arguments, law and seed. Empty where it is about no problem.
+    problems : int
+        How many problems show it.
+    checks : tuple of str
+        All checks that show the same.
+    """
+
+    check: str
+    kind: str
+    text: str
+    problem: dict[str, Any]
+    problems: int
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What came of one check.
+
+    Parameters
+    ----------
+    name : str
+        Name of the check, as `expected_failures` takes it.
+    outcome : {"right", "WRONG", "expected failure", "not judged", "not run"}
+        What came of it. "not judged": the contract's bound claims nothing about any of its problems.
+    reason : str
+        Why it was not run or not judged, or is expected to fail.
+    problems, failed, unjudged : int
+        Problems that were run, that failed, and about which nothing could be said.
+    budget_used, lse_budget_used : float or None
+        Largest shares of the budget.
+    """
+
+    name: str
+    outcome: str
+    reason: str = ""
+    problems: int = 0
+    failed: int = 0
+    unjudged: int = 0
+    budget_used: float | None = None
+    lse_budget_used: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of running a kernel on drawn and real inputs.
+
+    Parameters
+    ----------
+    passed : bool
+        Whether there is no finding and something was judged.
+    findings : tuple of Finding
+        What is wrong, each thing once, in the order of the checks.
+    checks : tuple of CheckResult
+        Every check, run or not.
+    kernel : str
+        The function's name.
+    contract : str
+        The numerics it was held to, in words.
+    seed : int or None
+        The seed that the inputs were drawn with; None where they were given.
+    diagnosis : tuple
+        Empty: what ranks explanations of the findings comes later.
+    """
+
+    passed: bool
+    findings: tuple[Finding, ...]
+    checks: tuple[CheckResult, ...]
+    kernel: str
+    contract: str
+    seed: int | None
+    diagnosis: tuple[Any, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The report for a person, at most 60 lines."""
+        run = [check for check in self.checks if check.outcome != "not run"]
+        failed = [check for check in run if check.outcome == "WRONG"]
+        problems = sum(check.problems for check in run)
+        checks = "check" if len(run) == 1 else "checks"
+        count = f"{len(failed)} of {len(run)} {checks} failed" if failed else f"{len(run)} {checks}"
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        lines = [
+            f"{'right' if self.passed else 'WRONG'}: {self.kernel}: {count}, {counted(problems)}{seed}",
+            f"  contract: {self.contract}",
+            "checks",
+            *(f"  {check.name:<13} {_outcome(check)}" for check in self.checks),
+        ]
+        if self.findings:
+            lines.append("findings")
+            for number, finding in enumerate(self.findings):
+                lines += _finding_lines(number, finding)
+        if len(lines) > MOST_LINES:
+            lines = [*lines[: MOST_LINES - 1], f"  ... and {len(lines) - MOST_LINES + 1} more lines: see findings"]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """The text."""
+        return self.text
+
+    def to_json(self) -> str:
+        """Return all of it as JSON.
+
+        Returns
+        -------
+        str
+            An object with the report's fields; numbers that are not finite are the strings "inf", "-inf" and "nan".
+        """
+        return json.dumps(plain(self), indent=1)
+
+
+def counted(problems: int) -> str:
+    """A number of problems in words."""
+    return f"{problems} {'problem' if problems == 1 else 'problems'}"
+
+
+def _outcome(check: CheckResult) -> str:
+    """A check's line."""
+    if check.outcome == "not run":
+        return f"not run: {check.reason}"
+    if check.outcome == "WRONG" and not check.failed:
+        return f"WRONG: {check.reason}"
+    if check.outcome == "not judged":
+        return f"not judged in {counted(check.problems)}: {check.reason}"
+    used = ""
+    if check.budget_used is not None:
+        used = f", budget used {share_text(check.budget_used)} (output)"
+        used += "" if check.lse_budget_used is None else f", {share_text(check.lse_budget_used)} (lse)"
+    if check.unjudged:
+        used += f", {check.unjudged} not judged"
+    if check.outcome == "right":
+        return f"right in {counted(check.problems - check.unjudged)}{used}"
+    head = f"{check.outcome} in {check.failed} of {counted(check.problems)}{used}"
+    return head + (f": {check.reason}" if check.reason else "")
+
+
+def _finding_lines(number: int, finding: Finding) -> Iterator[str]:
+    """A finding: in full for the first few."""
+    first, *rest = finding.text.splitlines()
+    also = f" (also in {', '.join(finding.checks[1:])})" if len(finding.checks) > 1 else ""
+    yield f"  {number + 1}. {finding.check}: {first}{also}"
+    if finding.problem and number < IN_FULL:
+        yield f"     shown: {problem_text(finding.problem)}"
+    if number < IN_FULL:
+        yield from (f"     {line.strip()}" for line in rest)
+
+
+def problem_text(problem: dict[str, Any]) -> str:
+    """A problem in one line."""
+    shapes = ", ".join(f"{name} {tuple(problem[name])}" for name in ("query", "key", "value"))
+    arguments = "".join(f", {name}={value}" for name, value in problem["arguments"].items())
+    source = problem["source"] if "source" in problem else f"law {problem['law']}, seed {tuple(problem['seed'])}"
+    return f"{shapes}, {problem['dtype']}{arguments}, {source}"

@@ -1,0 +1,105 @@
+"""The array libraries that tests run on, as one small record each, converting without refattn's help."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+# JAX is no namespace that refattn promises yet: it takes part where it is installed, and is not counted where it is not.
+NAMES = ("numpy", "read-only numpy", "array_api_strict", "torch", *(["jax"] if find_spec("jax") else []))
+NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of that name, or ml_dtypes'."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def name_of(dtype: Any) -> str:
+    """Name of a dtype of any library."""
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.").removeprefix("array_api_strict.")
+
+
+@dataclass(frozen=True)
+class Library:
+    """One array library: how a NumPy array becomes its own, and how its own are read."""
+
+    name: str
+    module: str
+    dtypes: tuple[str, ...]
+    array: Callable[[np.ndarray], Any]
+    values: Callable[[Any], np.ndarray]
+    context: Callable[[], Any] = nullcontext
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints."""
+        printer.text(self.name)
+
+
+def library(name: str) -> Library:
+    """The library called `name`; the test is skipped, and counted as skipped, where it is not installed."""
+    return {"numpy": _numpy, "read-only numpy": _frozen, "array_api_strict": _strict, "torch": _torch, "jax": _jax}[
+        name
+    ]()
+
+
+def _numpy() -> Library:
+    every = ("float64", "float32", "float16", "int8", *NARROW)
+    return Library("numpy", "numpy", every, lambda x: x.copy(), np.asarray)
+
+
+def _frozen() -> Library:
+    def frozen(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x.setflags(write=False)
+        return x
+
+    return Library("read-only numpy", "numpy", _numpy().dtypes, frozen, np.asarray)
+
+
+def _strict() -> Library:
+    strict = _installed("array_api_strict")
+    return Library(
+        "array_api_strict",
+        "array_api_strict",
+        ("float64", "float32", "int8"),
+        lambda x: strict.asarray(x, copy=True),
+        lambda x: np.asarray(x._array),
+    )
+
+
+def _torch() -> Library:
+    torch = _installed("torch")
+
+    def array(x: np.ndarray) -> Any:
+        if x.dtype.name in NARROW:  # float32 holds every value of these, NaN and infinities included
+            return torch.tensor(x.astype(np.float32)).to(getattr(torch, x.dtype.name))
+        return torch.tensor(x)
+
+    def values(x: Any) -> np.ndarray:
+        x = x.detach()
+        narrow = name_of(x.dtype) in NARROW
+        found = x.to(torch.float32).numpy() if narrow else x.numpy()
+        return found.astype(numpy_dtype(name_of(x.dtype))) if narrow else found
+
+    return Library("torch", "torch", _numpy().dtypes, array, values)
+
+
+def _jax() -> Library:
+    jax = _installed("jax")
+    return Library(
+        "jax", "jax", ("float64", "float32", "float16", "int8", "bfloat16"), jax.numpy.asarray, np.asarray, jax.enable_x64
+    )
+
+
+def _installed(module: str) -> Any:
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    return importlib.import_module(module)

@@ -1,0 +1,101 @@
+"""The public functions that are attention methods, found by what they declare of themselves, and what a law may miss by."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refattn as ra
+from refattn import contract
+from refattn._call import prepare
+from tests.namespaces import Library, library
+from tests.strategies import Problem
+
+NUMPY = library("numpy")
+OPTIONAL = {"numba": "numba", "cuda": "cupy"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of one public function."""
+
+    function: Callable[..., Any]
+    implementation: str
+
+    @property
+    def name(self) -> str:
+        """Its name in test ids."""
+        return f"{self.function.capabilities.function}-{self.implementation}"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of its optional arguments."""
+        return self.function.capabilities.arguments
+
+    def __call__(self, problem: Problem, lib: Library = NUMPY, **more: Any) -> Any:
+        """The function's result on a problem."""
+        return problem.call(self.function, lib, **more, **self._named())
+
+    def on(self, arrays: tuple[np.ndarray, ...], problem: Problem, lib: Library = NUMPY, **more: Any) -> Any:
+        """The function's result on other arrays, with a problem's arguments."""
+        arguments = problem.arguments(lib) | more | self._named()
+        return self.function(*map(lib.array, arrays), **arguments)
+
+    def radius(self, problem: Problem, arrays: tuple[np.ndarray, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """How far two evaluations of output and lse on this problem may lie apart: the method's own proven bound.
+
+        The contract is that of the form's accumulation, for float64 arrays in and out.
+        """
+        capabilities = self.function.capabilities
+        arguments = dict.fromkeys(["mask", "bias", "scale", "softcap", "sinks", "dtype"]) | {"is_causal": False}
+        arrays = problem.arrays if arrays is None else arrays
+        call = prepare("test", *arrays, **(arguments | problem.arguments(NUMPY)))
+        (H, _), (L, S), (_, Ev) = problem.heads, problem.lengths, problem.features
+        lead = (*problem.batch, H)
+        output, lse = np.zeros((*lead, L, Ev)), np.zeros((*lead, L))
+        reference = self.on(arrays, problem, return_lse=True)
+        promised = contract.flash(capabilities.accumulation)
+        for index in np.ndindex(lead):
+            q, k, v, score = call.slab(index)
+            bound = capabilities.bound(
+                promised,
+                contract.Problem(
+                    q[...], k[...], v[...], score, np.arange(L), reference.output[index], reference.lse[index]
+                ),
+            )
+            output[index], lse[index] = bound.output, bound.lse
+        return output, lse
+
+    def _named(self) -> dict[str, str]:
+        """The argument that asks for this form, where the function has several."""
+        several = len(self.function.capabilities.implementations) > 1
+        return {"implementation": self.implementation} if several else {}
+
+
+def methods() -> list[Callable[..., Any]]:
+    """Every public function that declares what it serves."""
+    return [x for x in (getattr(ra, name) for name in ra.__all__) if callable(x) and hasattr(x, "capabilities")]
+
+
+def forms(law: str) -> Any:
+    """Parametrize a test over every form of every public function that declares the law."""
+    found = [
+        Form(function, implementation)
+        for function in methods()
+        if law in function.capabilities.laws
+        for implementation in function.capabilities.implementations
+    ]
+    return pytest.mark.parametrize("form", [_param(form) for form in found])
+
+
+def _param(form: Form) -> Any:
+    """The form as a parameter, skipped and counted where what it needs is not installed."""
+    needs = OPTIONAL.get(form.implementation)
+    missing = needs is not None and importlib.util.find_spec(needs) is None
+    marks = [pytest.mark.skipif(missing, reason=f"{needs} is not installed")] if needs else []
+    return pytest.param(form, id=form.name, marks=marks)
