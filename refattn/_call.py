@@ -10,7 +10,6 @@ from refattn import biases, masks
 from refattn._core import checks
 from refattn._core.arrays import (
     FLOATS,
-    INTEGERS,
     Array,
     Namespace,
     array_namespace,

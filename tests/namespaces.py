@@ -96,7 +96,12 @@ def _torch() -> Library:
 def _jax() -> Library:
     jax = _installed("jax")
     return Library(
-        "jax", "jax", ("float64", "float32", "float16", "int8", "bfloat16"), jax.numpy.asarray, np.asarray, jax.enable_x64
+        "jax",
+        "jax",
+        ("float64", "float32", "float16", "int8", "bfloat16"),
+        jax.numpy.asarray,
+        np.asarray,
+        jax.enable_x64,
     )
 
 

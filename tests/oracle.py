@@ -158,7 +158,7 @@ def attention(
 
     `allowed(index, i, j)` and `bias(index, i, j)` get the index (..., h) of the head; a bias of -inf masks the cell.
     """
-    H, L, E = query.shape[-3:]
+    H, _L, E = query.shape[-3:]
     Hk, S, Ev = value.shape[-3:]
     scale = 1 / math.sqrt(E) if scale is None else scale
     found = []

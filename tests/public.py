@@ -55,7 +55,7 @@ class Form:
         arguments = dict.fromkeys(["mask", "bias", "scale", "softcap", "sinks", "dtype"]) | {"is_causal": False}
         arrays = problem.arrays if arrays is None else arrays
         call = prepare("test", *arrays, **(arguments | problem.arguments(NUMPY)))
-        (H, _), (L, S), (_, Ev) = problem.heads, problem.lengths, problem.features
+        (H, _), (L, _S), (_, Ev) = problem.heads, problem.lengths, problem.features
         lead = (*problem.batch, H)
         output, lse = np.zeros((*lead, L, Ev)), np.zeros((*lead, L))
         reference = self.on(arrays, problem, return_lse=True)

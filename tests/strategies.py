@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from refattn import biases, masks
 from tests import oracle
@@ -124,7 +123,9 @@ class Problem:
         return self.but(
             is_causal=False,
             mask=Choice(f"cells of {self.mask.text}", seen, lambda *at: bool(cell(seen, *at))),
-            bias=NONE if added is None else Choice(f"cells of {self.bias.text}", added, lambda *at: float(cell(added, *at))),
+            bias=NONE
+            if added is None
+            else Choice(f"cells of {self.bias.text}", added, lambda *at: float(cell(added, *at))),
         )
 
     def but(self, **changes: Any) -> Problem:
@@ -144,9 +145,7 @@ def filled(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Query, key and value of the problem's law in float64."""
     (H, Hk), (L, S), (E, Ev) = problem.heads, problem.lengths, problem.features
     rng = np.random.default_rng(problem.seed)
-    q, k, v = (
-        rng.standard_normal((*problem.batch, *shape)) for shape in ((H, L, E), (Hk, S, E), (Hk, S, Ev))
-    )
+    q, k, v = (rng.standard_normal((*problem.batch, *shape)) for shape in ((H, L, E), (Hk, S, E), (Hk, S, Ev)))
     match problem.law:
         case "peaked":
             q = 6 * q
@@ -222,9 +221,7 @@ def simple_masks(draw: st.DrawFn, batch: tuple[int, ...], H: int, L: int, S: int
     match family:
         case "causal":
             anchor, offset = draw(anchors(batch, L, S))
-            return Choice(
-                f"causal({anchor!r})", masks.causal(anchor), lambda index, i, j: j <= i + offset(index[:-1])
-            )
+            return Choice(f"causal({anchor!r})", masks.causal(anchor), lambda index, i, j: j <= i + offset(index[:-1]))
         case "window":
             anchor, offset = draw(anchors(batch, L, S))
             side = st.none() | st.sampled_from([0, 1, 2, 15, 16, 17, 2**40])
@@ -354,7 +351,11 @@ def problems(
     H, Hk = draw(heads(2 if few else 4))
     dtype = draw(st.sampled_from(dtypes))
     must_round = dtype == "int8" or dtype.startswith("float8")
-    to = draw(st.sampled_from(dtypes).filter(_is_float) if must_round else st.none() | st.sampled_from(dtypes).filter(_is_float))
+    to = draw(
+        st.sampled_from(dtypes).filter(_is_float)
+        if must_round
+        else st.none() | st.sampled_from(dtypes).filter(_is_float)
+    )
 
     def maybe(name: str, strategy: st.SearchStrategy[Any], default: Any) -> Any:
         return draw(strategy) if name in arguments else default
@@ -384,36 +385,3 @@ def _is_float(dtype: str) -> bool:
 def sink_logits() -> st.SearchStrategy[float]:
     """A sink's logit, or -inf for a head without one."""
     return st.sampled_from([0.0, 1.5, -3.0, 1e4, -1e4, -math.inf])
-
-
-@dataclass(frozen=True)
-class Tiny(Problem):
-    """A problem whose arrays were drawn value by value."""
-
-    drawn: tuple[np.ndarray, np.ndarray, np.ndarray] = field(default=(), compare=False)  # type: ignore[assignment]
-
-    @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Query, key and value as they were drawn."""
-        return self.drawn
-
-
-@st.composite
-def tiny_problems(draw: st.DrawFn, values: tuple[float, ...] = EXTREME) -> Problem:
-    """At most 4 queries, 4 keys and 3 features of extreme values, an arbitrary mask and an arbitrary bias."""
-    L, S, E, Ev = (draw(st.integers(1, n)) for n in (4, 4, 3, 2))
-    elements = st.sampled_from(values)
-    drawn = tuple(draw(hnp.arrays(np.float64, shape, elements=elements)) for shape in ((1, L, E), (1, S, E), (1, S, Ev)))
-    cells = draw(hnp.arrays(np.bool_, (L, S)))
-    added = draw(hnp.arrays(np.float64, (L, S), elements=st.sampled_from(ADDED)))
-    bias = Choice(f"{added.tolist()}", added, lambda *at: float(cell(added, *at)))
-    return Tiny(
-        lengths=(L, S),
-        features=(E, Ev),
-        mask=Choice(f"{cells.tolist()}", cells, lambda *at: bool(cell(cells, *at))),
-        bias=draw(st.sampled_from([NONE, bias])),
-        scale=draw(st.none() | st.sampled_from([0.0, 1.0, -2.0, 1e300, 5e-324])),
-        softcap=draw(st.none() | st.sampled_from([1.0, 5e-324, 1e308])),
-        sinks=draw(st.none() | st.tuples(sink_logits())),
-        drawn=drawn,
-    )

@@ -175,7 +175,9 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if isinstance(x, np.ndarray | np.generic):
         return np.asarray(x)
     if not is_array(x):
-        raise TypeError(f"to_numpy: x must be an array; got {type(x).__name__}. Use numpy.asarray for lists and numbers.")
+        raise TypeError(
+            f"to_numpy: x must be an array; got {type(x).__name__}. Use numpy.asarray for lists and numbers."
+        )
     match library_of(x):
         case "torch":
             return _from_torch(x)

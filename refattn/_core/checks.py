@@ -64,12 +64,12 @@ def check_attention_shapes(function: str, query: Array, key: Array, value: Array
 
 def check_real(function: str, name: str, x: object) -> float:
     """A finite real number."""
-    if not isinstance(x, numbers.Real) or isinstance(x, bool | np.bool_):
+    if isinstance(x, bool | np.bool_) or not isinstance(x, numbers.Real):
         raise TypeError(f"{function}: {name} must be a real number or None; got {type(x).__name__}.")
     try:
         number = float(x)
     except OverflowError:
-        number = math.inf if x > 0 else -math.inf
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{function}: {name} must be finite in float64; got {number}.")
     return number

@@ -68,7 +68,7 @@ def declare(capabilities: Capabilities) -> Callable[[F], F]:
     return hang
 
 
-def choose(capabilities: Capabilities, implementation: str | None) -> str:
+def choose(capabilities: Capabilities, implementation: object) -> str:
     """The form asked for by name; None is the reference. Nothing else is ever taken in its place."""
     if implementation is None:
         return "reference"

@@ -14,7 +14,6 @@ from refattn._core.state import ABOVE_LOWEST, LOWEST
 from refattn._core.tiles import tiles
 
 
-
 class Keep(Protocol):
     """What a score asks of a mask; `refattn.masks.Mask` is one."""
 

@@ -32,7 +32,7 @@ def size(function: str, name: str, value: Any, smallest: int) -> int:
 
 
 def int32(function: str, name: str, largest: int, x: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """x in int32, whose largest value is known."""
+    """Positions x in int32, whose largest value is known."""
     if largest > np.iinfo(np.int32).max:
         raise ImplementationError(f"{function}: {name} must fit in int32; got {largest}.")
     return x.astype(np.int32)
@@ -63,7 +63,7 @@ def count(mask: Mask, L: int, S: int) -> npt.NDArray[np.int64]:
 
 
 def csr(mask: Mask, L: int, S: int) -> Any:
-    """scipy.sparse.csr_array of a mask without leading axes."""
+    """A scipy.sparse.csr_array of a mask without leading axes."""
     from scipy.sparse import csr_array
 
     found = mask._interval(L, S)

@@ -17,7 +17,7 @@ from refattn._core.arrays import FLOATS, Array, dtype_name, is_array, quiet, to_
 from refattn.contract import Contract, eager, resolve
 from refattn.contract.presets import FLASH
 from refattn.conventions import Convention
-from refattn.methods.exact.interface import CAPABILITIES
+from refattn.methods.exact.capabilities import CAPABILITIES
 from refattn.testing import symptoms
 from refattn.testing.judge import Part, Terms, parts
 from refattn.testing.sampling import Rows, choose_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -116,7 +115,9 @@ def test_stages_by_hand(namespace: Library) -> None:
     )  # fmt: skip
     Q, K, _ = call.grouped()
     i, j = slice(0, 2), slice(0, 3)
-    raw, capped, added, keep = (np.broadcast_to(namespace.values(x), (1, 1, 2, 3)) for x in call.score.parts(Q, K, i, j, xp=call.xp))
+    raw, capped, added, keep = (
+        np.broadcast_to(namespace.values(x), (1, 1, 2, 3)) for x in call.score.parts(Q, K, i, j, xp=call.xp)
+    )
     want = np.array([[1.0, 2.0, 0.75], [3.0, 0.0, 0.75]])
     np.testing.assert_array_equal(raw[0, 0], want)
     np.testing.assert_allclose(capped[0, 0], [[2 * math.tanh(x / 2) for x in row] for row in want], rtol=2**-50)
@@ -156,7 +157,9 @@ def test_the_score_of_one_head_is_that_head_of_the_score(data: st.DataObject) ->
         whole = call.headed(call.score(Q, K, slice(0, L), slice(0, S), xp=np), 2)
         one = slab.score(slab.query[:, :], slab.key[:, :], slice(0, L), slice(0, S), xp=np)
     # The same float64 products of the same shape (L, E) by (E, S): not a bit differs.
-    np.testing.assert_array_equal(np.broadcast_to(one, (L, S)), np.broadcast_to(whole, (*whole.shape[:-2], L, S))[index])
+    np.testing.assert_array_equal(
+        np.broadcast_to(one, (L, S)), np.broadcast_to(whole, (*whole.shape[:-2], L, S))[index]
+    )
     if problem.sinks is not None:
         assert slab.score.sink.ravel().tolist() == [problem.sinks[index[-1]]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Keys:
     def parts(self) -> list[slice]:
         """The tiles."""
         edges = [0, *sorted(min(c, self.S) for c in self.cuts), self.S]
-        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
     def check(self, got: tuple[Any, Any], lib: Library) -> None:
         """Output and lse against the oracle, for any order of at most that many tiles."""

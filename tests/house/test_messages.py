@@ -44,10 +44,20 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("a scalar", {"value": np.float64(1)}, TypeError, f"value {ANY} float64."),
     ("a shape without cells", {"query": Unfit()}, TypeError, f"query {ANY} Unfit."),
     ("a masked array", {"query": np.ma.masked_array(Q)}, TypeError, f"query {ANY} MaskedArray."),
-    ("object", {"query": Q.astype(object)}, TypeError, "query must have a real floating-point or integer dtype; got object."),
+    (
+        "object",
+        {"query": Q.astype(object)},
+        TypeError,
+        "query must have a real floating-point or integer dtype; got object.",
+    ),
     ("complex", {"key": K + 0j}, TypeError, "key must have a real floating-point or integer dtype; got complex128."),
     ("bool", {"value": V > 0}, TypeError, "value must have a real floating-point or integer dtype; got bool."),
-    ("string", {"key": np.full(K.shape, "x")}, TypeError, "key must have a real floating-point or integer dtype; got str32."),
+    (
+        "string",
+        {"key": np.full(K.shape, "x")},
+        TypeError,
+        "key must have a real floating-point or integer dtype; got str32.",
+    ),
     (
         "time",
         {"key": np.zeros(K.shape, "m8[s]")},
@@ -58,20 +68,34 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "integer without dtype",
         {"query": Q.astype(np.int8)},
         TypeError,
-        "dtype must be given where query is int8, which is no dtype for a result. Pass dtype='float32' or the namespace's "
-        "own dtype.",
+        (
+            "dtype must be given where query is int8, which is no dtype for a result. Pass dtype='float32' or the namespace's "
+            "own dtype."
+        ),
     ),
     (
         "float8 without dtype",
         {"query": Q.astype(ml_dtypes.float8_e4m3fn)},
         TypeError,
-        "dtype must be given where query is float8_e4m3fn, which is no dtype for a result. Pass dtype='float32' or the "
-        "namespace's own dtype.",
+        (
+            "dtype must be given where query is float8_e4m3fn, which is no dtype for a result. Pass dtype='float32' or the "
+            "namespace's own dtype."
+        ),
     ),
     # shapes
-    ("a query of rank 2", {"query": Q[0, 0]}, ValueError, "query must have at least 3 axes (..., H, L, E); got (3, 8)."),
+    (
+        "a query of rank 2",
+        {"query": Q[0, 0]},
+        ValueError,
+        "query must have at least 3 axes (..., H, L, E); got (3, 8).",
+    ),
     ("a key of rank 1", {"key": K[0, 0, 0]}, ValueError, "key must have at least 3 axes (..., Hk, S, E); got (8,)."),
-    ("a value of rank 0", {"value": np.zeros(())}, ValueError, "value must have at least 3 axes (..., Hk, S, Ev); got ()."),
+    (
+        "a value of rank 0",
+        {"value": np.zeros(())},
+        ValueError,
+        "value must have at least 3 axes (..., Hk, S, Ev); got ().",
+    ),
     (
         "lengths of key and value",
         {"value": V[:, :, :4]},
@@ -112,8 +136,10 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "batch axes",
         {"query": Q[:1]},
         ValueError,
-        "query, key and value must have the same batch axes (all before axis -3); got query (1, 4, 3, 8), key (2, 2, 5, 8) "
-        "and value (2, 2, 5, 6).",
+        (
+            "query, key and value must have the same batch axes (all before axis -3); got query (1, 4, 3, 8), key (2, 2, 5, 8) "
+            "and value (2, 2, 5, 6)."
+        ),
     ),
     # numbers
     ("scale of NaN", {"scale": math.nan}, ValueError, "scale must be finite in float64; got nan."),
@@ -124,7 +150,12 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("complex scale", {"scale": np.complex128(1)}, TypeError, "scale must be a real number or None; got complex128."),
     ("an array as scale", {"scale": np.array(0.5)}, TypeError, "scale must be a real number or None; got ndarray."),
     ("softcap of 0", {"softcap": 0}, ValueError, "softcap must be positive; got 0. Pass None for no softcap."),
-    ("negative softcap", {"softcap": -1.5}, ValueError, "softcap must be positive; got -1.5. Pass None for no softcap."),
+    (
+        "negative softcap",
+        {"softcap": -1.5},
+        ValueError,
+        "softcap must be positive; got -1.5. Pass None for no softcap.",
+    ),
     ("softcap of NaN", {"softcap": math.nan}, ValueError, "softcap must be finite in float64; got nan."),
     ("softcap of False", {"softcap": False}, TypeError, "softcap must be a real number or None; got bool."),
     # flags
@@ -144,7 +175,12 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         ValueError,
         'masks.causal() is ambiguous for L=3, S=5. Pass anchor="lower_right" or anchor="upper_left".',
     ),
-    ("a mask that is a list", {"mask": [[True] * 5] * 3}, TypeError, "mask must be a Mask or a boolean array; got list."),
+    (
+        "a mask that is a list",
+        {"mask": [[True] * 5] * 3},
+        TypeError,
+        "mask must be a Mask or a boolean array; got list.",
+    ),
     ("a mask that is a word", {"mask": "causal"}, TypeError, "mask must be a Mask or a boolean array; got str."),
     (
         "a float mask",
@@ -158,7 +194,12 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         TypeError,
         "mask must be boolean, True where a key takes part; got int64.",
     ),
-    ("a flat mask", {"mask": np.ones(5, bool)}, ValueError, "mask must have the axes L and S, (..., L, S); got shape (5,)."),
+    (
+        "a flat mask",
+        {"mask": np.ones(5, bool)},
+        ValueError,
+        "mask must have the axes L and S, (..., L, S); got shape (5,).",
+    ),
     (
         "a mask of other lengths",
         {"mask": np.ones((3, 4), bool)},
@@ -186,8 +227,18 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     # biases
     ("a bias that is a list", {"bias": [[0.0] * 5] * 3}, TypeError, f"bias {ANY} list."),
     ("a bias that is a Mask", {"bias": masks.window(1, 1, 0)}, TypeError, f"bias {ANY} Band."),
-    ("an integer bias", {"bias": np.zeros((3, 5), int)}, TypeError, "bias must have a real floating-point dtype; got int64."),
-    ("a boolean bias", {"bias": np.ones((3, 5), bool)}, TypeError, "bias must have a real floating-point dtype; got bool."),
+    (
+        "an integer bias",
+        {"bias": np.zeros((3, 5), int)},
+        TypeError,
+        "bias must have a real floating-point dtype; got int64.",
+    ),
+    (
+        "a boolean bias",
+        {"bias": np.ones((3, 5), bool)},
+        TypeError,
+        "bias must have a real floating-point dtype; got bool.",
+    ),
     (
         "a bias with NaN",
         {"bias": np.full((3, 5), math.nan)},
@@ -238,7 +289,12 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "sinks must have one logit per query head, shape (H,)=(4,); got (2, 4).",
     ),
     ("a number of sinks", {"sinks": 0.0}, TypeError, f"sinks {ANY} float."),
-    ("integer sinks", {"sinks": np.zeros(4, int)}, TypeError, "sinks must have a real floating-point dtype; got int64."),
+    (
+        "integer sinks",
+        {"sinks": np.zeros(4, int)},
+        TypeError,
+        "sinks must have a real floating-point dtype; got int64.",
+    ),
     (
         "a sink of NaN",
         {"sinks": np.array([0, math.nan, 0, 0])},
@@ -255,7 +311,12 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("no such dtype", {"dtype": "float31"}, TypeError, "dtype must be a real floating-point dtype; got float31."),
     ("an integer dtype", {"dtype": np.int32}, TypeError, "dtype must be a real floating-point dtype; got int32."),
     ("a complex dtype", {"dtype": complex}, TypeError, "dtype must be a real floating-point dtype; got complex128."),
-    ("an abstract dtype", {"dtype": np.floating}, TypeError, "dtype must be a real floating-point dtype; got floating."),
+    (
+        "an abstract dtype",
+        {"dtype": np.floating},
+        TypeError,
+        "dtype must be a real floating-point dtype; got floating.",
+    ),
     ("a number as dtype", {"dtype": 32}, TypeError, "dtype must be a real floating-point dtype; got 32."),
     (
         "a dtype of scales",
@@ -304,29 +365,37 @@ OWN: list[Case] = [
         "two libraries",
         lambda: ra.attention(ONE, strict(ONE), ONE),
         TypeError,
-        "attention: query and key must come from one array library; got query from numpy and key from array_api_strict. "
-        "Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y).",
+        (
+            "attention: query and key must come from one array library; got query from numpy and key from array_api_strict. "
+            "Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y)."
+        ),
     ),
     (
         "a mask of another library",
         lambda: ra.attention(*[strict(ONE)] * 3, mask=np.ones((2, 2), bool)),
         TypeError,
-        "attention: query and mask must come from one array library; got query from array_api_strict and mask from numpy. "
-        "Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y).",
+        (
+            "attention: query and mask must come from one array library; got query from array_api_strict and mask from numpy. "
+            "Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y)."
+        ),
     ),
     (
         "sinks of another library",
         lambda: ra.attention(ONE, ONE, ONE, sinks=strict(np.zeros(1))),
         TypeError,
-        "attention: query and sinks must come from one array library; got query from numpy and sinks from "
-        "array_api_strict. Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y).",
+        (
+            "attention: query and sinks must come from one array library; got query from numpy and sinks from "
+            "array_api_strict. Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y)."
+        ),
     ),
     (
         "two devices",
         lambda: ra.attention(strict(ONE), strict(ONE, "device1"), strict(ONE)),
         TypeError,
-        "attention: query and key must be on one device; got query on CPU_DEVICE and key on "
-        "array_api_strict.Device('device1'). Move one of them.",
+        (
+            "attention: query and key must be on one device; got query on array_api_strict.Device('CPU_DEVICE') and key on "
+            "array_api_strict.Device('device1'). Move one of them."
+        ),
     ),
     # attention_rows
     (
@@ -388,16 +457,16 @@ OWN: list[Case] = [
         "merge_states: outputs and lses must be of the same length, at least 1; got 2 outputs and 1 lses.",
     ),
     (
-        "a stacked array",
-        lambda: ra.merge_states(ONE, [ONE[..., 0]]),
+        "parts that are a number",
+        lambda: ra.merge_states(1.0, [ONE[..., 0]]),
         TypeError,
-        "merge_states: outputs must be a list or tuple of arrays; got ndarray.",
+        "merge_states: outputs must be a list or tuple of arrays, or one array with the parts along its first axis; got float.",
     ),
     (
         "a generator",
         lambda: ra.merge_states([ONE], (x for x in [ONE])),
         TypeError,
-        "merge_states: lses must be a list or tuple of arrays; got generator.",
+        "merge_states: lses must be a list or tuple of arrays, or one array with the parts along its first axis; got generator.",
     ),
     (
         "a part that is no array",
@@ -415,22 +484,28 @@ OWN: list[Case] = [
         "outputs of two shapes",
         lambda: ra.merge_states([ONE, ONE[:, :1]], [ONE[..., 0], ONE[:, :1, 0]]),
         ValueError,
-        "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] (1, 2, 2), "
-        "outputs[1] (1, 1, 2) and lses[1] (1, 1).",
+        (
+            "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] (1, 2, 2), "
+            "outputs[1] (1, 1, 2) and lses[1] (1, 1)."
+        ),
     ),
     (
         "an lse with the features' axis",
         lambda: ra.merge_states([ONE], [ONE]),
         ValueError,
-        "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] (1, 2, 2), "
-        "outputs[0] (1, 2, 2) and lses[0] (1, 2, 2).",
+        (
+            "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] (1, 2, 2), "
+            "outputs[0] (1, 2, 2) and lses[0] (1, 2, 2)."
+        ),
     ),
     (
         "parts of two libraries",
         lambda: ra.merge_states([ONE, strict(ONE)], [ONE[..., 0]] * 2),
         TypeError,
-        "merge_states: outputs[0] and outputs[1] must come from one array library; got outputs[0] from numpy and outputs[1] "
-        "from array_api_strict. Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y).",
+        (
+            "merge_states: outputs[0] and outputs[1] must come from one array library; got outputs[0] from numpy and outputs[1] "
+            "from array_api_strict. Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y)."
+        ),
     ),
     # masks and biases, whose own messages are compared in tests/masks
     (

@@ -16,7 +16,9 @@ from tests.strategies import Choice
 @given(data=st.data())
 @settings(max_examples=20)
 def test_batch_independence(form: Form, data: st.DataObject) -> None:
-    problem = data.draw(draws.problems(arguments=form.arguments, most=15).filter(lambda p: p.batch and 0 not in p.batch))
+    problem = data.draw(
+        draws.problems(arguments=form.arguments, most=15).filter(lambda p: p.batch and 0 not in p.batch)
+    )
     problem = problem.but(to=None).spelled_out()
     entry = tuple(data.draw(st.integers(0, n - 1)) for n in problem.batch)
     q, k, v = (np.full_like(x, np.nan) for x in problem.arrays)

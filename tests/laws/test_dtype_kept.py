@@ -9,6 +9,7 @@ from tests.namespaces import Library, name_of
 from tests.public import Form, forms
 from tests.strategies import Problem
 
+
 @forms("dtype_kept")
 def test_dtype_kept(namespace: Library, form: Form) -> None:
     taken = [name for name in form.function.capabilities.dtypes if name in namespace.dtypes]

@@ -24,7 +24,10 @@ def snapshot(x: Any, lib: Library) -> tuple[bytes, Any]:
 def test_inputs_untouched(namespace: Library, form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=17)).but(to=None).spelled_out()
     arguments = problem.arguments(namespace)
-    inputs = [*map(namespace.array, problem.arrays), *(arguments[n] for n in ("mask", "bias", "sinks") if n in arguments)]
+    inputs = [
+        *map(namespace.array, problem.arrays),
+        *(arguments[n] for n in ("mask", "bias", "sinks") if n in arguments),
+    ]
     before = [snapshot(x, namespace) for x in inputs]
     got = form.function(*inputs[:3], **arguments, return_lse=True)
     assert [snapshot(x, namespace) for x in inputs] == before

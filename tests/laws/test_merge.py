@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ def test_merge(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=33)).but(to=None).spelled_out()
     S = problem.lengths[1]
     cuts = [0, *sorted(data.draw(st.lists(st.integers(0, S), max_size=3))), S]
-    parts = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [slice(a, b) for a, b in itertools.pairwise(cuts)]
     with_sink = data.draw(st.sampled_from(parts))
     q, k, v = problem.arrays
     results = []

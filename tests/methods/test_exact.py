@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import refattn as ra
 from refattn.methods.exact import rows as rows_module
 from tests import strategies as draws
+from tests import tiny
 from tests.agreement import assert_agree, rows_of
 from tests.namespaces import NARROW, Library, library, name_of
 from tests.strategies import Choice, Problem
@@ -61,7 +62,7 @@ def test_attention_agrees_with_the_oracle(namespace: Library, data: st.DataObjec
     check(data.draw(draws.problems(dtypes)), namespace)
 
 
-@given(problem=draws.tiny_problems())
+@given(problem=tiny.tiny_problems())
 @settings(max_examples=150)
 def test_extreme_values_agree_with_the_oracle(namespace: Library, problem: Problem) -> None:
     check(problem, namespace)
@@ -86,7 +87,7 @@ def test_attention_rows_agrees_with_the_oracle_across_tiles(namespace: Library, 
     assert_rows(problem, [namespace.values(got.output), namespace.values(got.lse)], want)
 
 
-@given(problem=draws.tiny_problems())
+@given(problem=tiny.tiny_problems())
 @settings(max_examples=80)
 def test_extreme_values_survive_the_merging_of_tiles(namespace: Library, problem: Problem) -> None:
     rows = problem.rows()
@@ -126,7 +127,7 @@ def poisoned(seen: np.ndarray, poison: float) -> Problem:
     q, k, v = (x.copy() for x in problem.arrays)
     unseen = ~seen.any(axis=0)
     k[:, unseen], v[:, unseen] = poison, poison
-    return draws.Tiny(**{n: getattr(problem, n) for n in problem.__dataclass_fields__}, drawn=(q, k, v))
+    return tiny.Tiny(**{n: getattr(problem, n) for n in problem.__dataclass_fields__}, drawn=(q, k, v))
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -364,31 +365,6 @@ class TestRows:
         assert read == [(..., slice(2 * rows_module.TILE_KEYS, n), slice(None))]
 
 
-class TestAutograd:
-    """Derivatives flow through the reference on PyTorch: nothing is detached, and no 0 * inf is met on the way."""
-
-    @pytest.mark.parametrize("more", [{}, {"is_causal": True}, {"softcap": 2.0}, {"sinks": (0.3, -1.0)}])
-    @pytest.mark.parametrize("function", [ra.attention, ra.attention_rows])
-    def test_gradients(self, function: Any, more: dict[str, Any]) -> None:
-        torch = pytest.importorskip("torch", reason="torch is not installed")
-        problem = Problem(heads=(2, 1), lengths=(4, 4), features=(3, 2), **more)
-        lib = library("torch")
-        inputs = [lib.array(x).requires_grad_() for x in problem.arrays]
-        arguments = problem.arguments(lib)
-        if function is ra.attention_rows:
-            arguments["rows"] = [(1, 3), (0, 0), (0, 2)]
-        assert torch.autograd.gradcheck(lambda *x: function(*x, **arguments), inputs)
-
-    def test_empty_rows_give_gradients_of_zero(self) -> None:
-        torch = pytest.importorskip("torch", reason="torch is not installed")
-        q, k, v = (torch.ones((1, 2, 2), dtype=torch.float64, requires_grad=True) for _ in range(3))
-        mask = torch.tensor([[True, False], [False, False]])
-        got = ra.attention(q, k, v, mask=mask, return_lse=True)
-        (got.output.sum() + got.lse[:, 0].sum()).backward()
-        assert q.grad[0, 1].tolist() == [0.0, 0.0]
-        assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
-
-
 def test_none_is_the_default_of_every_argument(namespace: Library) -> None:
     problem = Problem(heads=(2, 1), lengths=(3, 3), features=(4, 2))
     plain = problem.call(ra.attention, namespace)
@@ -403,4 +379,3 @@ def test_is_causal_beside_a_mask_means_both(namespace: Library) -> None:
     problem = Problem(lengths=(5, 5), features=(2, 2), is_causal=True)
     window = Choice("window(None, 1)", ra.masks.window(2, None), lambda _, i, j: j >= i - 2)
     check(problem.but(mask=window), namespace)
-

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from refattn._call import AttentionResult
 from refattn._core.arrays import FLOATS, Array, array_namespace, dtype_name, float64, is_array, quiet, round_to
 from refattn._core.checks import check_array
 from refattn._core.choice import Capabilities, declare
 from refattn._core.state import merge_normalised
-from refattn.methods.exact.interface import CAPABILITIES as WHOLE
+from refattn.methods.exact.capabilities import CAPABILITIES as WHOLE
 
 CAPABILITIES = Capabilities(
     function="merge_states",
@@ -99,7 +100,7 @@ def merge_states(outputs: Array | Sequence[Array], lses: Array | Sequence[Array]
     return AttentionResult(round_to(output, dtype_name(outputs[0]), xp), lse)
 
 
-def _parts(name: str, x: Array | Sequence[Array]) -> Sequence[Array]:
+def _parts(name: str, x: Any) -> Sequence[Array]:
     """The parts along the first axis of an array, or the sequence of them."""
     if is_array(x) and len(x.shape) > 0:
         return [x[n, ...] for n in range(x.shape[0])]

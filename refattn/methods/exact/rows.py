@@ -11,7 +11,7 @@ from refattn._core.checks import check_flag, check_rows
 from refattn._core.choice import Capabilities, declare
 from refattn._core.tiles import tiles
 from refattn.methods.exact import reference
-from refattn.methods.exact.interface import CAPABILITIES as WHOLE
+from refattn.methods.exact.capabilities import CAPABILITIES as WHOLE
 
 # 512 rows by 2048 keys of float64 are 8 MiB: a few of them fit into a last-level cache, and BLAS runs at its full rate.
 TILE_ROWS, TILE_KEYS = 512, 2048
