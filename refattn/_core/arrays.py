@@ -33,7 +33,7 @@ def dtype_name(x: object) -> str:
     if isinstance(dtype, type):
         try:
             return str(np.dtype(dtype).name)
-        except TypeError:  # an abstract type, as np.floating
+        except (TypeError, ValueError):  # an abstract type, as np.floating, or none that NumPy knows
             return dtype.__name__
     name = getattr(dtype, "name", None)
     return name if isinstance(name, str) else str(dtype).rpartition(".")[2]

@@ -63,8 +63,8 @@ def finish(state: State, sink: Array | None, *, xp: Namespace) -> tuple[Array, A
     m, l, O = state
     empty = m == -math.inf
     O = xp.where(empty, 0.0, O / xp.where(empty, 1.0, l))
-    # Every visible score was -inf: the weights are 0/0, and the sum of exponentials is 0.
-    O = xp.where(m == LOWEST, math.nan, O)
+    # Every visible score was -inf, and the weights are 0/0; or one was inf, and they are inf/inf; or one was NaN.
+    O = xp.where((m == LOWEST) | ~(m < math.inf), math.nan, O)
     lse = xp.where(xp.isinf(m), m, m + xp.log(xp.where(empty, 1.0, l)))
     lse = xp.where(m == LOWEST, -math.inf, lse)
     return O, xp.squeeze(lse, axis=-1)
@@ -77,7 +77,7 @@ def merge_normalised(outputs: list[Array], lses: list[Array], *, xp: Namespace) 
     """
     parts = []
     for output, lse in zip(outputs, lses, strict=True):
-        m = xp.expand_dims(lse, axis=-1)
+        m = xp.expand_dims(xp.where(lse == LOWEST, ABOVE_LOWEST, lse), axis=-1)  # a number, not the mark of a -inf
         seen = ~(m == -math.inf)
         parts.append(State(m, xp.astype(seen, xp.float64), xp.where(seen, output, 0.0)))
     total = parts[0]

@@ -76,9 +76,6 @@ def merge_states(outputs: Array | Sequence[Array], lses: Array | Sequence[Array]
     0.750000 4.000000
     """
     outputs, lses = _parts("outputs", outputs), _parts("lses", lses)
-    for name, arrays in (("outputs", outputs), ("lses", lses)):
-        if not isinstance(arrays, list | tuple):
-            raise TypeError(f"merge_states: {name} must be a list or tuple of arrays; got {type(arrays).__name__}.")
     if len(outputs) == 0 or len(outputs) != len(lses):
         raise ValueError(
             "merge_states: outputs and lses must be of the same length, at least 1; got "
