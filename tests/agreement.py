@@ -25,8 +25,8 @@ def misses(
 ) -> np.ndarray:
     """Where `got` is not what `want` +- `radius`, rounded to the dtype, allows.
 
-    NaN and infinities must be where they are wanted. A finite number is wanted finite even where the radius is infinite;
-    only where float64 does not hold what leads to it (`held`) anything goes.
+    NaN and infinities must be where they are wanted. A finite number is wanted finite even where the radius is
+    infinite; only where float64 does not hold what leads to it (`held`) anything goes.
     """
     got = np.asarray(got).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -57,8 +57,8 @@ def assert_agree(
     if off.any():
         at = tuple(np.argwhere(off)[0].tolist())
         raise AssertionError(
-            f"{what}{list(at)}: got {np.asarray(got)[at]}, wanted {want[at]} +- {np.broadcast_to(radius, off.shape)[at]} "
-            f"in {dtype}; {np.count_nonzero(off)} of {off.size} cells are off"
+            f"{what}{list(at)}: got {np.asarray(got)[at]}, wanted {want[at]} +- "
+            f"{np.broadcast_to(radius, off.shape)[at]} in {dtype}; {np.count_nonzero(off)} of {off.size} cells are off"
         )
 
 

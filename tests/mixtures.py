@@ -25,14 +25,14 @@ from tests.tiny import tiny_problems
 
 TORCH = importlib.util.find_spec("torch") is not None
 DTYPES = (
-    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "int8", "uint64", "bool",
-    "complex128", "object", "U3", "M8[s]", "longdouble", ">f8", "i4,f4",
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "int8", "uint64",
+    "bool", "complex128", "object", "U3", "M8[s]", "longdouble", ">f8", "i4,f4",
 )  # fmt: skip
 NO_ARRAYS = (None, 1.0, "x", [[[1.0]]], (), np.float64(1), object(), np.zeros, Ellipsis, {}, math.nan)
 NUMBERS = (
-    None, 0, 1, -1, -0.0, 0.5, 1e4, 5e-324, 1e308, True, np.True_, math.nan, math.inf, -math.inf, "1", 10**400, -(10**400),
-    np.float32(2), np.int8(-3), np.longdouble(1.5), Fraction(1, 3), Fraction(10**400), Decimal("0.5"), 1j, np.complex64(1),
-    np.array(0.5), [1.0], ml_dtypes.bfloat16(1.5),
+    None, 0, 1, -1, -0.0, 0.5, 1e4, 5e-324, 1e308, True, np.True_, math.nan, math.inf, -math.inf, "1", 10**400,
+    -(10**400), np.float32(2), np.int8(-3), np.longdouble(1.5), Fraction(1, 3), Fraction(10**400), Decimal("0.5"), 1j,
+    np.complex64(1), np.array(0.5), [1.0], ml_dtypes.bfloat16(1.5),
 )  # fmt: skip
 FLAGS = (True, False, np.True_, np.False_, 1, 0, None, "yes", [], np.ones(2), np.array(True))
 OUTPUTS = (
@@ -104,10 +104,12 @@ def other_mask(draw: st.DrawFn, problem: Problem) -> Any:
         return draw(draws.problem_masks(batch, H, L, S))
     cells = np.random.default_rng(problem.seed).random((*batch, H, L, S)) < 0.5
     options: list[Any] = [
-        masks.causal(), masks.causal("lower_right"), masks.window(0, None), masks.lengths(S + 1), masks.lengths([0, S, 0]),
-        masks.causal([0] * (len(batch) + 2)), masks.array(np.ones((3, 3), bool)), masks.from_function(lambda b, h, q, kv: 1),
-        masks.from_function(lambda b, h, q, kv: np.ones((7, 7, 7), bool)), masks.from_function(lambda b, h, q, kv: None),
-        masks.from_function(lambda b, h, q, kv: q >= kv, heads=H + 1), ~masks.lengths(0), "causal", len, biases.alibi(H),
+        masks.causal(), masks.causal("lower_right"), masks.window(0, None), masks.lengths(S + 1),
+        masks.lengths([0, S, 0]), masks.causal([0] * (len(batch) + 2)), masks.array(np.ones((3, 3), bool)),
+        masks.from_function(lambda b, h, q, kv: 1), masks.from_function(lambda b, h, q, kv: None),
+        masks.from_function(lambda b, h, q, kv: np.ones((7, 7, 7), bool)),
+        masks.from_function(lambda b, h, q, kv: q >= kv, heads=H + 1), ~masks.lengths(0), "causal", len,
+        biases.alibi(H),
     ]  # fmt: skip
     return draw(st.sampled_from(options)) if draw(st.booleans()) else other_array(draw, cells)
 
@@ -131,7 +133,7 @@ def other_bias(draw: st.DrawFn, problem: Problem) -> Any:
 
 @st.composite
 def calls(draw: st.DrawFn, function: str) -> dict[str, Any]:
-    """Arguments of attention or attention_rows by name; a mask or bias of which the oracle knows the rule as a Choice."""
+    """Arguments of attention or attention_rows by name; a mask or bias whose rule the oracle knows as a Choice."""
     dtypes = ("float64", "float64", "float32", "bfloat16", "float8_e4m3fn", "int8")
     problem = draw(draws.problems(dtypes, most=9) | draws.problems(dtypes, most=9) | tiny_problems())
     query, key, value = problem.arrays

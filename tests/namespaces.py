@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-# JAX is no namespace that refattn promises yet: it takes part where it is installed, and is not counted where it is not.
+# JAX is no namespace that refattn promises yet: it takes part where it is installed, and isn't counted elsewhere.
 NAMES = ("numpy", "read-only numpy", "array_api_strict", "torch", *(["jax"] if find_spec("jax") else []))
 NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 

@@ -6,25 +6,26 @@ What is masked is not looked at; what is seen and not finite follows the arithme
 - a NaN among the scores that a row sees, or a score of +inf, makes its output NaN; so do scores that are all -inf;
 - a value that is seen and NaN makes its column NaN, so do +inf and -inf together; one of them alone makes it infinite.
 
-Every answer comes with a radius. Let u = 2^-53, and let a float64 evaluation of the same formula sum in any order, fused
-or not, and take exp, log and tanh from a library that errs by at most 4 units in the last place (8u relative), which
-is what NumPy documents and more than glibc, Sleef and SVML claim. Then, to first order in u:
+Every answer comes with a radius. Let u = 2^-53, and let a float64 evaluation of the same formula sum in any order,
+fused or not, and take exp, log and tanh from a library that errs by at most 4 units in the last place (8u relative),
+which is what NumPy documents and more than glibc, Sleef and SVML claim. Then, to first order in u:
 
-- a score errs by  d_j = u ((E + 4) |scale| sum_t |q_t k_jt| + 10 c + 3 |s_j| + 3 |b_j|),  c the softcap: a dot product of E
-  terms errs by E u sum |q k| in any order (Jeannerod & Rump 2013); scale, and 1/sqrt(E) itself, round 3 times;
+- a score errs by  d_j = u ((E + 4) |scale| sum_t |q_t k_jt| + 10 c + 3 |s_j| + 3 |b_j|),  c the softcap: a dot product
+  of E terms errs by E u sum |q k| in any order (Jeannerod & Rump 2013); scale, and 1/sqrt(E) itself, round 3 times;
   c tanh(x / c) has slope at most 1 in x, so its division adds u |x| sech^2(x / c) <= 0.45 u c, its tanh 8 u c and its
   product u c; a bias is rounded twice where it is made and once where it is added;
-- exp(s_j - m) errs relatively by  t_j = expm1(d_j + u (m - s_j)) + 8u, and by 10 T u + u (m - s_j) more where the keys are
-  cut into T tiles whose partial results are rescaled by exp(m_old - m_new), the maximum rising from s_j or more to m;
+- exp(s_j - m) errs relatively by  t_j = expm1(d_j + u (m - s_j)) + 8u, and by 10 T u + u (m - s_j) more where the keys
+  are cut into T tiles whose partial results are rescaled by exp(m_old - m_new), the maximum rising from s_j or more
+  to m;
 - with the centred identity  o^ - o = sum_j (p^_j - p_j) (v_j - o) / sum_j p^_j  the output errs by
   sum_j t_j p_j (|v_j| + |o|), and n + T sums, products and one quotient by (n + T + 4) u (sum_j p_j |v_j| + |o|);
 - lse = m + log l errs by  sum_j t_j p_j + (n + T) u + 8u |log l| + 2u (|m| + |lse|);
 - a weight exp(s_j - lse) errs by  p_j (d_j + r_lse + u |s_j - lse| + 8u).
 
-The second order is covered by the factor 1 + 4 t while t = max_j t_j + (n + T) u <= 1/4, and past that no claim is made:
-the radius is infinite. A key that lies 700 below the maximum, errors included, counts with weight e^-700 in place of its
-t_j. Underflow: each of at most n + E + T products and exponentials loses at most 2^-1074, times |v|. The loops here are
-such an evaluation themselves, so they lie within the same radius of the real number.
+The second order is covered by the factor 1 + 4 t while t = max_j t_j + (n + T) u <= 1/4, and past that no claim is
+made: the radius is infinite. A key that lies 700 below the maximum, errors included, counts with weight e^-700 in place
+of its t_j. Underflow: each of at most n + E + T products and exponentials loses at most 2^-1074, times |v|. The loops
+here are such an evaluation themselves, so they lie within the same radius of the real number.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def softmax(
     sink: float = -math.inf,
     tiles: int = 1,
 ) -> Row:
-    """Softmax of the scores of the keys that a row sees, applied to their values; `errors` are the d_j of the scores."""
+    """Softmax of the scores of the keys that a row sees, applied to their values; `errors` are the scores' d_j."""
     n = len(scores)
     if n == 0:
         return Row([0.0] * Ev, sink, [], [0.0] * Ev, 0.0, [], True)

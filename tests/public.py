@@ -1,4 +1,4 @@
-"""The public functions that are attention methods, found by what they declare of themselves, and what a law may miss by."""
+"""The public functions that are attention methods, found by what they declare, and what a law may miss by."""
 
 from __future__ import annotations
 

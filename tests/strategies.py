@@ -1,7 +1,7 @@
-"""What tests draw, named by axes: lengths at the edges of tiles, whole problems, and tiny arrays of extreme values.
+"""What tests draw, named by axes: lengths at the edges of tiles, and whole problems.
 
-A problem is its shape, its law and its seed, so that it prints on one line and shrinks; its arrays are filled by a NumPy
-generator, which is fast and draws no value by hand.
+A problem is its shape, its law and its seed, so that it prints on one line and shrinks; its arrays are filled by a
+NumPy generator, which is fast and draws no value by hand.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ TILE = 64
 
 
 def tiled_attention(query, key, value, *, rescale=True):
-    """Causal attention over (B, H, L, E) arrays, one 64 x 64 tile at a time; float32 inside, weights in the input dtype."""
+    """Causal attention over (B, H, L, E) arrays by 64 x 64 tiles; float32 inside, weights in the input dtype."""
     B, H, L, E = query.shape
     group = H // key.shape[1]
     output = np.empty((B, H, L, value.shape[-1]), dtype=query.dtype)

@@ -138,8 +138,8 @@ def round_to(x: Array, name: str, xp: Namespace) -> Array:
         rounded = xp.where(xp.abs(x) < smallest_normal, subnormal, normal)
         x = xp.where(held | ~(xp.abs(x) < 2.0 ** (info.maxexp + 1)), x, rounded)
         if name in FLOAT8 and name != "float8_e5m2":
-            # These have no infinity, and libraries disagree: what rounds past the largest number is NaN, as the format's
-            # own rule says. The tie goes to the even one, which in e4m3fn is the largest number.
+            # These have no infinity, and libraries disagree: what rounds past the largest number is NaN, as the
+            # format's own rule says. The tie goes to the even one, which in e4m3fn is the largest number.
             tie = float(info.max) + 2.0 ** (info.maxexp - 1 - precision)
             most = tie if name == "float8_e4m3fn" else math.nextafter(tie, 0.0)
             x = xp.where(xp.abs(x) > most, math.nan, x)

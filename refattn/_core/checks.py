@@ -36,7 +36,8 @@ def check_attention_shapes(function: str, query: Array, key: Array, value: Array
             raise ValueError(f"{function}: {name} must have at least 3 axes {axes}; got {_shape(shape)}.")
     if k[-2] != v[-2]:
         raise ValueError(
-            f"{function}: key and value must have the same length S (axis -2); got key {_shape(k)} and value {_shape(v)}."
+            f"{function}: key and value must have the same length S (axis -2); got key {_shape(k)} and value "
+            f"{_shape(v)}."
         )
     if q[-1] != k[-1]:
         raise ValueError(
@@ -57,8 +58,8 @@ def check_attention_shapes(function: str, query: Array, key: Array, value: Array
         )
     if not q[:-3] == k[:-3] == v[:-3]:
         raise ValueError(
-            f"{function}: query, key and value must have the same batch axes (all before axis -3); got query {_shape(q)}, "
-            f"key {_shape(k)} and value {_shape(v)}."
+            f"{function}: query, key and value must have the same batch axes (all before axis -3); got query "
+            f"{_shape(q)}, key {_shape(k)} and value {_shape(v)}."
         )
 
 
@@ -69,7 +70,7 @@ def check_real(function: str, name: str, x: object) -> float:
     try:
         number = float(x)
     except OverflowError:
-        number = math.inf
+        number = math.inf if math.trunc(x) > 0 else -math.inf  # type: ignore[operator]
     if not math.isfinite(number):
         raise ValueError(f"{function}: {name} must be finite in float64; got {number}.")
     return number

@@ -105,7 +105,7 @@ def check(
     The exact values are computed in float64, rows by key tiles: O(tile) memory beyond one head's keys and values.
     A NaN or infinity that the definition calls for (a NaN among the visible values) must be in the output; elsewhere
     it is wrong. Elements about which the bound's theorem claims nothing are counted as not judged; if that is all of
-    them, the verdict is wrong.
+    them, the verdict is not passed.
 
     References
     ----------
@@ -129,21 +129,12 @@ def check(
         given, words = _merged(function, convention, given, words)
     for name, choices in (("layout", LAYOUTS), ("lse_base", tuple(LSE_BASES)), ("empty_row", tuple(EMPTY_ROWS))):
         check_choice(function, name, words[name], choices)
-    arrays = {"output": output, "query": query, "key": key, "value": value}
-    host = {name: _host(function, name, x, words["layout"]) for name, x in arrays.items()}
+    call, result = case_on_host(function, output, query, key, value, layout=words["layout"], **given)
     logs = None if lse is None else _host(function, "lse", lse, "bhld")
-    call = prepare(
-        function,
-        host["query"],
-        host["key"],
-        host["value"],
-        dtype="float64",
-        **{name: to_numpy(x) if is_array(x) else x for name, x in given.items()},  # type: ignore[arg-type]
-    )
-    check_result_shapes(function, call, host["output"], logs, words["layout"])
-    numerics = resolve(contract, dtype_name(host["output"]))
+    check_result_shapes(function, call, result, logs, words["layout"])
+    numerics = resolve(contract, dtype_name(result))
     terms = Terms(numerics, CAPABILITIES.bound, LSE_BASES[words["lse_base"]], EMPTY_ROWS[words["empty_row"]])
-    return verdict_of(call, choose_rows(function, call, rows), terms, host["output"], logs)
+    return verdict_of(call, choose_rows(function, call, rows), terms, result, logs)
 
 
 def assert_attention(output: Array, query: Array, key: Array, value: Array, **arguments: Any) -> Verdict:
@@ -190,6 +181,19 @@ def assert_attention(output: Array, query: Array, key: Array, value: Array, **ar
     if not verdict.passed:
         raise AssertionError(verdict.text)
     return verdict
+
+
+def case_on_host(
+    function: str, output: Array, query: Array, key: Array, value: Array, *, layout: str = "bhld", **given: Any
+) -> tuple[Call, npt.NDArray[Any]]:
+    """A checked call and a result of it as NumPy arrays, axes in the order (..., H, L, E), from any libraries."""
+    arrays = {"output": output, "query": query, "key": key, "value": value}
+    result, *operands = (_host(function, name, x, layout) for name, x in arrays.items())
+    defaults: dict[str, Any] = {
+        "mask": None, "bias": None, "is_causal": False, "scale": None, "softcap": None, "sinks": None,
+    }  # fmt: skip
+    arguments: dict[str, Any] = {name: to_numpy(x) if is_array(x) else x for name, x in (defaults | given).items()}
+    return prepare(function, *operands, dtype="float64", **arguments), result
 
 
 @quiet

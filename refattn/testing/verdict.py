@@ -127,7 +127,8 @@ class Verdict:
             The lines.
         """
         under = f"; under {self.contract.describe()}" if contract else ""
-        found = [f"{'right' if self.passed else 'WRONG'}: {self._headline()}{under}"]
+        word = "right" if self.passed else "WRONG" if len(self.wrong_rows) else "not judged"
+        found = [f"{word}: {self._headline()}{under}"]
         for name, element, used in (
             ("output", self.worst, self.budget_used),
             ("lse", self.worst_lse, self.lse_budget_used),
@@ -153,7 +154,7 @@ class Verdict:
         if self.passed:
             return f"{rows} are within the bound; budget used: {self._budgets()}"
         if not len(self.wrong_rows):
-            return f"{rows} checked, but nothing could be judged"
+            return f"of {rows} nothing is proved, so they do not pass"
         wrong = f"{len(self.wrong_rows):,} wrong among {rows}"
         return f"{wrong}, with {self.wrong_elements:,} of {self.elements:,} numbers; budget used: {self._budgets()}"
 

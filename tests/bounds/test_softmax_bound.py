@@ -73,7 +73,7 @@ def test_more_rows_and_keys_than_a_tile():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_pytorch_stays_within_its_contracts(dtype):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     rng = np.random.default_rng(3)

@@ -100,7 +100,7 @@ def test_scale_and_layout() -> None:
 
 @pytest.mark.parametrize("library", ["torch", "array_api_strict"])
 def test_a_short_mask_is_lengthened_in_its_own_library(library: str) -> None:
-    xp = pytest.importorskip(library)
+    xp = pytest.importorskip(library, reason=f"{library} is not installed")
     bias = onnx(opset=24, S=4, attn_mask=xp.asarray([[1.0, 2.0]])).arguments["bias"]
     assert type(bias) is type(xp.asarray([1.0]))
     assert bias.tolist() if library == "torch" else np.asarray(bias._array).tolist() == [[1, 2, -np.inf, -np.inf]]

@@ -13,7 +13,7 @@ from refattn.conventions import torch_sdpa
 from tests.conventions import loops
 from tests.peers.cases import budget_used
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left  # noqa: E402

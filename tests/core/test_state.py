@@ -1,4 +1,4 @@
-"""The softmax state: any cut of the keys into tiles, merged in any order and in any tree, is the softmax of them all."""
+"""The softmax state: any cut of the keys into tiles, merged in any order and tree, is the softmax of them all."""
 
 from __future__ import annotations
 

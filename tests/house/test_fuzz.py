@@ -1,4 +1,4 @@
-"""Any mixture of good and bad arguments gives what the oracle says, NaN included, or is refused in the function's words.
+"""Any mixture of good and bad arguments gives what the oracle says, NaN included, or is refused in words.
 
 200 examples of each function in `make test`; 20,000 under `--hypothesis-profile=long`.
 """
@@ -73,7 +73,7 @@ def check(function: str, call: dict[str, Any]) -> str:
 
 
 def compare(found: list[Any], want: oracle.Answer, dtype: str) -> None:
-    """Output, lse and weights of some rows: NaN and infinities where the definition has them, numbers within the radius."""
+    """Output, lse and weights of some rows: NaN and infinities where the definition has them, else in the radius."""
     for x, name, held_in in zip(found, ("output", "lse", "weights"), (dtype, "float64", dtype), strict=True):
         if x is not None:
             wanted, radius = getattr(want, name), 2 * getattr(want, f"{name}_radius")

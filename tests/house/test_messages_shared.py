@@ -122,6 +122,7 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("scale of NaN", {"scale": math.nan}, ValueError, "scale must be finite in float64; got nan."),
     ("infinite scale", {"scale": -math.inf}, ValueError, "scale must be finite in float64; got -inf."),
     ("scale past float64", {"scale": 10**400}, ValueError, "scale must be finite in float64; got inf."),
+    ("scale past -float64", {"scale": -(10**400)}, ValueError, "scale must be finite in float64; got -inf."),
     ("scale of True", {"scale": True}, TypeError, "scale must be a real number or None; got bool."),
     ("scale of text", {"scale": "0.5"}, TypeError, "scale must be a real number or None; got str."),
     ("complex scale", {"scale": np.complex128(1)}, TypeError, "scale must be a real number or None; got complex128."),

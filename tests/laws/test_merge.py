@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, merged by log-sum-exp, is attention over all of them; the sink counts in one part."""
+"""Attention over parts of the keys, merged by log-sum-exp, is attention over all of them; the sink counts once."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from refattn import masks
 from refattn.testing import KernelSpec, check, check_kernel
 from tests.testing.kernels import MISTAKES
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 UPPER = {"mask": masks.causal(anchor="upper_left")}
 LOWER = {"mask": masks.causal(anchor="lower_right")}

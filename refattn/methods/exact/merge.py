@@ -103,7 +103,7 @@ def _parts(name: str, x: Any) -> Sequence[Array]:
         return [x[n, ...] for n in range(x.shape[0])]
     if not isinstance(x, list | tuple):
         raise TypeError(
-            f"merge_states: {name} must be a list or tuple of arrays, or one array with the parts along its first axis; "
-            f"got {'a 0-d array' if is_array(x) else type(x).__name__}."
+            f"merge_states: {name} must be a list or tuple of arrays, or one array with the parts along its first "
+            f"axis; got {'a 0-d array' if is_array(x) else type(x).__name__}."
         )
     return x

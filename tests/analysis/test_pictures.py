@@ -1,0 +1,91 @@
+"""The pictures draw what they say: each element's error over its bound, and a head's weights."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refattn as ra
+from refattn.analysis import pictures
+from tests import oracle
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+
+def inputs(L: int = 30, H: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((3, 1, H, L, 8), dtype=np.float32)
+
+
+def points(ax: Any) -> np.ndarray:
+    """What was scattered, as (bound, error)."""
+    return np.asarray(ax.collections[0].get_offsets())
+
+
+def test_each_element_is_a_point_and_a_right_one_lies_below_the_line() -> None:
+    x = inputs()
+    output = ra.attention(*x, is_causal=True)
+    bound, error = points(pictures.error_against_bound(output, *x, is_causal=True)).T
+    assert len(bound) == output.size
+    assert (error <= bound).all()
+
+
+def test_a_wrong_element_lies_above_the_line_at_its_error() -> None:
+    x = inputs()
+    output = np.array(ra.attention(*x))
+    right = float(output[0, 1, 7, 3])
+    output[0, 1, 7, 3] += 1
+    bound, error = points(pictures.error_against_bound(output, *x)).T
+    assert np.flatnonzero(error > bound).tolist() == [np.ravel_multi_index((0, 1, 7, 3), output.shape)]
+    assert error.max() == pytest.approx(abs(float(output[0, 1, 7, 3]) - right), abs=float(bound.max()))
+
+
+def test_the_arguments_of_the_call_count() -> None:
+    x = inputs()
+    bound, error = points(pictures.error_against_bound(ra.attention(*x), *x, is_causal=True)).T
+    assert (error > bound).any()
+
+
+def test_many_elements_are_thinned() -> None:
+    x = inputs(L=2000)
+    drawn = points(
+        pictures.error_against_bound(ra.attention(*x, mask=ra.masks.window(1, 1)), *x, mask=ra.masks.window(1, 1))
+    )
+    assert pictures.MOST_POINTS / 2 < len(drawn) <= pictures.MOST_POINTS
+
+
+def test_nothing_to_draw_is_an_empty_picture() -> None:
+    x = inputs(L=0)
+    assert len(points(pictures.error_against_bound(ra.attention(*x), *x))) == 0
+
+
+def test_weights_are_those_of_the_head() -> None:
+    query, key, value = inputs()
+    ax = pictures.weights(query, key, head=(0, 1), is_causal=True)
+    rows = [(0, 1, row) for row in range(query.shape[-2])]
+    arrays = [x.astype(np.float64) for x in (query, key, value)]
+    want = oracle.attention(*arrays, rows=rows, allowed=lambda _, i, j: j <= i)
+    P, radius = np.array(want.weights), 2 * np.array(want.weights_radius)
+    drawn = ax.images[0].get_array().filled(-np.inf)
+    with np.errstate(divide="ignore"):
+        low, high = np.log10(P - radius), np.log10(P + radius)
+    rounding = 8 * np.spacing(np.where(P > 0, np.abs(high), 1.0))  # of log10 itself, as tests/oracle.py takes it
+    assert (drawn[P > 0] >= (low - rounding)[P > 0]).all()
+    assert (drawn[P > 0] <= (high + rounding)[P > 0]).all()
+    assert (drawn[P == 0] == -np.inf).all()
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError) as caught:
+        pictures.weights(*inputs()[:2], head=(0, 0))
+    assert str(caught.value) == 'pictures need matplotlib, which is not installed: pip install "refattn[plot]".'
