@@ -8,7 +8,6 @@ every time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,9 @@ settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", params=NAMES)
-def namespace(request: pytest.FixtureRequest) -> Iterator[Library]:
+def namespace(request: pytest.FixtureRequest) -> Library:
     """Every array library in turn; PyTorch is skipped, and counted as skipped, where it is not installed."""
-    found = library(request.param)
-    with found.context():
-        yield found
+    return library(request.param)
 
 
 @pytest.fixture

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-# JAX is no namespace that refattn promises yet: it takes part where it is installed, and isn't counted elsewhere.
-NAMES = ("numpy", "read-only numpy", "array_api_strict", "torch", *(["jax"] if find_spec("jax") else []))
+# The namespaces that refattn promises, as its capabilities name them.
+NAMES = ("numpy", "read-only numpy", "array_api_strict", "torch")
 NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 
 
@@ -37,7 +35,6 @@ class Library:
     dtypes: tuple[str, ...]
     array: Callable[[np.ndarray], Any]
     values: Callable[[Any], np.ndarray]
-    context: Callable[[], Any] = nullcontext
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What hypothesis prints."""
@@ -46,9 +43,7 @@ class Library:
 
 def library(name: str) -> Library:
     """The library called `name`; the test is skipped, and counted as skipped, where it is not installed."""
-    return {"numpy": _numpy, "read-only numpy": _frozen, "array_api_strict": _strict, "torch": _torch, "jax": _jax}[
-        name
-    ]()
+    return {"numpy": _numpy, "read-only numpy": _frozen, "array_api_strict": _strict, "torch": _torch}[name]()
 
 
 def _numpy() -> Library:
@@ -91,18 +86,6 @@ def _torch() -> Library:
         return found.astype(numpy_dtype(name_of(x.dtype))) if narrow else found
 
     return Library("torch", "torch", _numpy().dtypes, array, values)
-
-
-def _jax() -> Library:
-    jax = _installed("jax")
-    return Library(
-        "jax",
-        "jax",
-        ("float64", "float32", "float16", "int8", "bfloat16"),
-        jax.numpy.asarray,
-        np.asarray,
-        jax.enable_x64,
-    )
 
 
 def _installed(module: str) -> Any:
