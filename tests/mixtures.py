@@ -49,6 +49,8 @@ ROWS = (
 
 def reshaped(draw: st.DrawFn, x: np.ndarray) -> Any:
     """The array with an axis or a length that is wrong, or that only looks wrong."""
+    if x.ndim == 0:
+        return x[None]
     options: list[Any] = [
         x[..., :0], x[..., :1], x[..., ::-1], x[:0], x[:1], x[..., None], x[None], x.ravel(), np.asfortranarray(x),
         np.concatenate([x, x], axis=0), np.concatenate([x, x], axis=-1), np.swapaxes(x, 0, -1),
