@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refattn._core.anchors import Anchor, anchor_of
 from refattn._core.arrays import Array
 from refattn.masks import forms
 from refattn.masks.blocks import Blocks, build
+from refattn.masks.operators import Operators
 
 Ints = npt.NDArray[np.int64]
 Positions = slice | Ints
 
 
-class Mask:
+class Mask(Operators):
     """Which key each query may attend to, as a rule that answers for one tile, one row or the whole.
 
     A mask holds no L x S array unless it was made from one. Masks combine with ``&``, ``|`` and ``~`` and cannot be
     changed. They are made by the functions of `refattn.masks`; a new family is a subclass that gives `lead`,
-    `_check`, `_tile`, `_at` and, where each row is one interval of keys, `_interval`.
+    `_check`, `_tile`, `_at` and, where each row is one interval of keys, `_interval`, else `_hull` where one is known;
+    `_reanchored` where it has an anchor.
 
     Notes
     -----
@@ -30,13 +33,15 @@ class Mask:
     axis along which it does not change. It broadcasts to the leading axes of the query.
     """
 
-    # NumPy then leaves `array & mask` to the mask, which refuses it in words.
-    __array_ufunc__ = None
-
     @property
     def lead(self) -> tuple[int, ...]:
         """Leading axes (batch ..., heads): ``()`` for one mask for all, 1 on an axis along which it does not change."""
         return ()
+
+    @property
+    def readable(self) -> bool:
+        """Whether its cells can be read on the host now; False where it is made of a traced or uncomputed array."""
+        return True
 
     def _check(self, function: str, L: int, S: int) -> None:
         """Raise where this mask has no meaning for L queries and S keys."""
@@ -52,6 +57,14 @@ class Mask:
     def _interval(self, L: int, S: int) -> tuple[Ints, Ints] | None:
         """The interval form for arguments that were checked, or None."""
         return None
+
+    def _hull(self, L: int, S: int) -> tuple[Ints, Ints] | None:
+        """The hull for arguments that were checked, or None."""
+        return self._interval(L, S)
+
+    def _reanchored(self, anchor: Anchor) -> Mask:
+        """This mask with another anchor, which was checked."""
+        return self
 
     def _count(self, L: int, S: int) -> Ints:
         """Number of cells, for arguments that were checked."""
@@ -158,6 +171,54 @@ class Mask:
         """
         return self._interval(*self._sizes("mask.interval", L, S))
 
+    def hull(self, L: int, S: int) -> tuple[Ints, Ints] | None:
+        """Interval of keys that contains all that a query may attend to, where one is known without a look at cells.
+
+        Parameters
+        ----------
+        L, S : int
+            Number of queries and of keys.
+
+        Returns
+        -------
+        (first, stop) of numpy.ndarray of int64, or None
+            As `interval`, but keys between may be left out. None where nothing is known but 0 .. S.
+
+        Raises
+        ------
+        ValueError
+            As `check`.
+        """
+        return self._hull(*self._sizes("mask.hull", L, S))
+
+    def reanchored(self, anchor: str | int | Sequence[int] | Array | None) -> Mask:
+        """Mask with every anchor in it, given or missing, replaced.
+
+        Parameters
+        ----------
+        anchor : {"lower_right", "upper_left"}, int, array of int or None
+            As in `causal`.
+
+        Returns
+        -------
+        Mask
+            The mask itself where it has no anchor.
+
+        Raises
+        ------
+        TypeError
+            If `anchor` is of another kind.
+        ValueError
+            If `anchor` is another string, or an array whose batch shape does not fit the rest of the mask.
+
+        Examples
+        --------
+        >>> from refattn import masks
+        >>> (masks.causal() & ~masks.window(2, 0, anchor=5)).reanchored("lower_right")
+        masks.causal(anchor='lower_right') & ~masks.window(2, 0, anchor='lower_right')
+        """
+        return self._reanchored(anchor_of("mask.reanchored", anchor))
+
     def dense(self, L: int, S: int) -> npt.NDArray[np.bool_]:
         """Whole mask as one array.
 
@@ -255,7 +316,8 @@ class Mask:
         Notes
         -----
         Where `interval` gives an answer the tiles are classified from it and no cell of a full or empty tile is
-        evaluated; elsewhere every cell is evaluated once, a tile's height of rows at a time.
+        evaluated; elsewhere every cell of the tiles that meet the `hull` is evaluated once, a tile's height of rows at
+        a time.
         """
         L, S = self._sizes("mask.blocks", L, S)
         tile_q = forms.size("mask.blocks", "tile_q", tile_q, 1)
@@ -330,40 +392,3 @@ class Mask:
         """
         L, S = self._sizes("mask.draw", L, S)
         return forms.draw(self, L, S)
-
-    def __and__(self, other: Any) -> Mask:
-        """Keys that both let take part."""
-        return _combine("&", self, other)
-
-    def __or__(self, other: Any) -> Mask:
-        """Keys that either lets take part."""
-        return _combine("|", self, other)
-
-    def __rand__(self, other: Any) -> Mask:
-        """Only reached when `other` is no mask."""
-        return _combine("&", other, self)
-
-    def __ror__(self, other: Any) -> Mask:
-        """Only reached when `other` is no mask."""
-        return _combine("|", other, self)
-
-    def __invert__(self) -> Mask:
-        """Keys that this mask leaves out."""
-        return _combine("~", self, self)
-
-    def __bool__(self) -> bool:
-        """Refuse, since ``a and b`` would silently be b."""
-        raise TypeError("masks: a mask has no truth value. Combine masks with & | ~ instead of and, or, not.")
-
-
-def _combine(symbol: str, a: Any, b: Any) -> Mask:
-    """The combination of two masks, or a word on what is no mask."""
-    # Here, since combine.py stands on this file.
-    from refattn.masks.combine import And, Not, Or
-
-    for x in (a, b):
-        if not isinstance(x, Mask):
-            raise TypeError(
-                f"masks: {symbol} takes masks; got {type(x).__name__}. Wrap a boolean array in masks.array."
-            )
-    return Not(a) if symbol == "~" else And(a, b) if symbol == "&" else Or(a, b)

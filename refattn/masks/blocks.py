@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.choice import ImplementationError
-from refattn.masks.forms import CELLS, host_tile, int32
+from refattn.masks.forms import CELLS, host_tile, int32, reach
 
 if TYPE_CHECKING:
     from refattn.masks.base import Mask
@@ -209,14 +209,16 @@ def _number_intervals(F: Ints, T: Ints, r: Ints, k: Ints, bank: _Bank) -> Ints:
 
 
 def _from_cells(mask: Mask, L: int, S: int, bank: _Bank) -> Iterator[Strip]:
-    """Classify the tiles by their cells, as many key tiles of one query tile at a time as CELLS allows."""
+    """Classify the tiles inside the hull by their cells, as many of one query tile at a time as CELLS allows."""
     tile_q, tile_k = bank.tile_q, bank.tile_k
     step = max(1, CELLS // max(1, bank.height * tile_k)) * tile_k
+    low, high = reach(mask, L, S)
     for q in range(0, L, tile_q):
         i = slice(q, min(q + tile_q, L))
         indices, tile = [], []
-        for start in range(0, S, step):
-            j = slice(start, min(start + step, S))
+        end = min(S, -(-int(high[i].max()) // tile_k) * tile_k)
+        for start in range(int(low[i].min()) // tile_k * tile_k, end, step):
+            j = slice(start, min(start + step, end))
             shape = i.stop - i.start, j.stop - j.start
             cells = np.broadcast_to(host_tile(mask, i, j, L, S), shape)
             # Number of cells of each key tile that take part.

@@ -1,92 +1,21 @@
-"""The families of masks that are rules on positions, and the checks of the arguments they are made from."""
+"""Masks that are given: by lengths, cell by cell, or by a function of positions."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refattn._core.arrays import Array, dtype_name, is_array, to_numpy
+from refattn._core.anchors import frozen
+from refattn._core.arrays import Array, dtype_name, is_array, readable, to_numpy
+from refattn._core.checks import check_cells
+from refattn.masks.arguments import batch_of, lead_of, lengths_of, moved, per_head, picked, positions, shown
 from refattn.masks.base import Ints, Mask, Positions
-
-Anchor = str | int | npt.NDArray[np.integer[Any]] | None
-
-
-def positions(x: Positions, xp: Any, device: Any) -> Array:
-    """Positions as an int64 array of the namespace."""
-    if isinstance(x, slice):
-        return xp.arange(x.start, x.stop, dtype=xp.int64, device=device)
-    return moved(np.asarray(x, np.int64), xp, device)
-
-
-def moved(x: npt.NDArray[Any], xp: Any, device: Any) -> Array:
-    """A host array in the namespace."""
-    # A copy, since PyTorch warns when it is to share a read-only array.
-    return xp.asarray(x, copy=True, device=device)
-
-
-def frozen(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A read-only copy: a mask must not change when its maker's array does."""
-    x = np.array(x)
-    x.setflags(write=False)
-    return x
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Band(Mask):
-    """Keys from `left` before to `right` behind the key that the query stands on; None = no end on that side."""
-
-    left: int | None
-    right: int | None
-    anchor: Anchor
-    name: str  # of the function of `refattn.masks` that makes it
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """A batch of offsets, the same for all heads."""
-        return (*self.anchor.shape, 1) if isinstance(self.anchor, np.ndarray) else ()
-
-    def _check(self, function: str, L: int, S: int) -> None:
-        if self.anchor is None and L != S:
-            raise ValueError(
-                f'{function}: {self!r} is ambiguous for L={L}, S={S}. Pass anchor="lower_right" or anchor="upper_left".'
-            )
-
-    def _end(self, distance: int, L: int, S: int) -> Ints:
-        """Key that lies `distance` behind the one query 0 stands on, of shape `lead`."""
-        # Cut to where it no longer matters, in Python integers, so that no offset overflows.
-        if isinstance(self.anchor, np.ndarray):
-            return np.asarray(np.clip(self.anchor.astype(object) + distance, -L, S), np.int64)[..., None]
-        offset = self.anchor if isinstance(self.anchor, int) else S - L if self.anchor == "lower_right" else 0
-        return np.asarray(min(max(offset + distance, -L), S), np.int64)
-
-    def _tile(self, i: Positions, j: Positions, L: int, S: int, *, xp: Any, device: Any) -> Array:
-        q, k = positions(i, xp, device)[:, None], positions(j, xp, device)[None, :]
-        keep = xp.ones((1, 1), dtype=xp.bool, device=device)
-        if self.left is not None:
-            keep = keep & (k >= q + moved(self._end(-self.left, L, S)[..., None, None], xp, device))
-        if self.right is not None:
-            keep = keep & (k <= q + moved(self._end(self.right, L, S)[..., None, None], xp, device))
-        return keep
-
-    def _interval(self, L: int, S: int) -> tuple[Ints, Ints]:
-        i = np.arange(L)
-        first = np.zeros(1, np.int64) if self.left is None else i + self._end(-self.left, L, S)[..., None]
-        stop = np.full(1, S) if self.right is None else i + self._end(self.right, L, S)[..., None] + 1
-        return np.clip(first, 0, S), np.clip(stop, 0, S)
-
-    def _at(self, index: tuple[int, ...]) -> Mask:
-        return Band(self.left, self.right, int(np.asarray(self.anchor)[index[:-1]]), self.name)
-
-    def __repr__(self) -> str:
-        """The call that makes it."""
-        sides = [] if self.name == "causal" else [repr(self.left), repr(self.right)]
-        anchor = [] if self.anchor is None else [f"anchor={_shown(self.anchor)}"]
-        return f"masks.{self.name}({', '.join(sides + anchor)})"
+from refattn.masks.forms import size
+from refattn.masks.held import Held
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,23 +27,16 @@ class Lengths(Mask):
 
     def __post_init__(self) -> None:
         """Refuse batch shapes that do not broadcast."""
-        try:
-            self._batch()
-        except ValueError:
-            raise ValueError(
-                f"masks.lengths: key and query must have the same batch shape; got {self.key.shape} and "
-                f"{np.asarray(self.query).shape}."
-            ) from None
+        self._batch()
 
     @property
     def lead(self) -> tuple[int, ...]:
         """A batch of lengths, the same for all heads."""
-        batch = self._batch()
-        return (*batch, 1) if batch else ()
+        return lead_of(self._batch())
 
     def _batch(self) -> tuple[int, ...]:
         """Batch shape of both lengths."""
-        return np.broadcast_shapes(self.key.shape, () if self.query is None else self.query.shape)
+        return batch_of("masks.lengths", key=self.key.shape, query=() if self.query is None else self.query.shape)
 
     def _check(self, function: str, L: int, S: int) -> None:
         for name, x, axis, n in (("key", self.key, "S", S), ("query", self.query, "L", L)):
@@ -122,32 +44,26 @@ class Lengths(Mask):
                 raise ValueError(f"{function}: {name} of masks.lengths must be at most {axis}={n}; got {x.max()}.")
 
     def _tile(self, i: Positions, j: Positions, L: int, S: int, *, xp: Any, device: Any) -> Array:
-        key = moved(self._per_lead(self.key)[..., None, None], xp, device)
+        key = moved(per_head(self.key)[..., None, None], xp, device)
         keep = positions(j, xp, device)[None, :] < key
         if self.query is None:
             return keep
-        query = moved(self._per_lead(self.query)[..., None, None], xp, device)
+        query = moved(per_head(self.query)[..., None, None], xp, device)
         return keep & (positions(i, xp, device)[:, None] < query)
 
     def _interval(self, L: int, S: int) -> tuple[Ints, Ints]:
-        stop = self._per_lead(self.key)[..., None]
+        stop = per_head(self.key)[..., None]
         if self.query is not None:
-            stop = np.where(np.arange(L) < self._per_lead(self.query)[..., None], stop, 0)
+            stop = np.where(np.arange(L) < per_head(self.query)[..., None], stop, 0)
         return np.zeros(1, np.int64), stop
 
-    def _per_lead(self, x: Ints) -> Ints:
-        """Lengths with the axis of the heads, where there are leading axes."""
-        return x[..., None] if self.lead else x
-
     def _at(self, index: tuple[int, ...]) -> Mask:
-        def pick(x: Ints) -> Ints:
-            return np.asarray(np.broadcast_to(x, self._batch())[index[:-1]])
-
-        return Lengths(pick(self.key), None if self.query is None else pick(self.query))
+        at = self._batch(), index[:-1]
+        return Lengths(picked(self.key, *at), None if self.query is None else picked(self.query, *at))
 
     def __repr__(self) -> str:
         """The call that makes it."""
-        return f"masks.lengths({_shown(self.key)}{'' if self.query is None else f', query={_shown(self.query)}'})"
+        return f"masks.lengths({shown(self.key)}{'' if self.query is None else f', query={shown(self.query)}'})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,15 +120,7 @@ class FromFunction(Mask):
         if cells is None or cells.dtype != np.bool_:
             got = type(found).__name__ if cells is None else dtype_name(found)
             raise TypeError(f"masks.from_function: f must return a boolean array; got {got}.")
-        try:
-            fits = np.broadcast_shapes(cells.shape, shape) == shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"masks.from_function: f must return an array that broadcasts to the shape of b, h, q and kv together, "
-                f"here {shape}; got {cells.shape}."
-            )
+        check_cells("masks.from_function", cells.shape, shape)
         return moved(np.atleast_2d(cells), xp, device)
 
     def _at(self, index: tuple[int, ...]) -> Mask:
@@ -224,75 +132,14 @@ class FromFunction(Mask):
         return self.text
 
 
-def _shown(x: Any) -> str:
-    """An argument as it would be typed; a long array by its shape."""
-    if not isinstance(x, np.ndarray):
-        return repr(x)
-    return repr(x.tolist()) if x.size <= 8 else f"<int array {x.shape}>"
+def heads_of(function: str, batch: Any, heads: Any) -> tuple[Ints, Ints, list[str]]:
+    """Batch entries and heads that a mask tells apart, as arrays that broadcast, and as they are typed."""
+    h = frozen(np.asarray(0) if heads is None else np.arange(size(function, "heads", heads, 0)))
+    b = frozen(np.asarray(0) if batch is None else np.arange(size(function, "batch", batch, 0))[:, None])
+    return b, h, [f"{name}={n}" for name, n in (("batch", batch), ("heads", heads)) if n is not None]
 
 
-def integers(function: str, name: str, x: Any, rule: str) -> int | npt.NDArray[Any]:
-    """A Python integer or a read-only integer array on the host, from a number, a list or an array of any library."""
-    try:
-        return _integer(x)
-    except TypeError:
-        pass
-    wrong = f"{function}: {name} must be {rule}; got "
-    if isinstance(x, list | tuple):
-        try:
-            x = np.asarray(x)
-        except ValueError:
-            raise ValueError(f"{wrong}a list whose rows differ in length.") from None
-    if not is_array(x):
-        raise TypeError(f"{wrong}{x!r}.")
-    host = to_numpy(x)
-    if host.dtype.kind not in "iu":
-        raise TypeError(f"{wrong}{dtype_name(host)}.")
-    return frozen(host) if host.ndim else int(host)
-
-
-def _integer(x: Any) -> int:
-    """A number as a Python integer; a boolean is none, nor is an array."""
-    if isinstance(x, bool | np.bool_) or is_array(x):
-        raise TypeError
-    return operator.index(x)
-
-
-def anchor_of(function: str, anchor: Any) -> Anchor:
-    """An anchor that was checked."""
-    if anchor is None or (isinstance(anchor, str) and anchor in ("lower_right", "upper_left")):
-        return anchor
-    rule = '"lower_right", "upper_left", an integer or an integer array of batch shape'
-    if isinstance(anchor, str):
-        raise ValueError(f"{function}: anchor must be {rule}; got {anchor!r}.")
-    return integers(function, "anchor", anchor, rule)
-
-
-def reach_of(name: str, x: Any) -> int | None:
-    """A side of a window that was checked."""
-    rule = f"masks.window: {name} must be a non-negative integer or None; got"
-    if x is None:
-        return None
-    try:
-        n = _integer(x)
-    except TypeError:
-        raise TypeError(f"{rule} {x!r}.") from None
-    if n < 0:
-        raise ValueError(f"{rule} {n}.")
-    return n
-
-
-def lengths_of(name: str, x: Any) -> Ints:
-    """Lengths that were checked, in int64."""
-    rule = "a non-negative integer or an array of them, of batch shape"
-    found = np.asarray(integers("masks.lengths", name, x, rule))
-    if np.any(found < 0) or np.any(found > np.iinfo(np.int64).max):
-        worst = found.min() if np.any(found < 0) else found.max()
-        raise ValueError(f"masks.lengths: {name} must be {rule}; got {worst}.")
-    return frozen(found.astype(np.int64))
-
-
-def dense_of(function: str, name: str, x: Any) -> Dense:
+def dense_of(function: str, name: str, x: Any) -> Dense | Held:
     """A boolean array of any library as a mask."""
     if not is_array(x):
         raise TypeError(f"{function}: {name} must be a Mask or a boolean array; got {type(x).__name__}.")
@@ -301,14 +148,16 @@ def dense_of(function: str, name: str, x: Any) -> Dense:
         raise TypeError(f"{function}: {name} must be boolean, True where a key takes part; got {dtype_name(x)}.{hint}")
     if x.ndim < 2:
         raise ValueError(f"{function}: {name} must have the axes L and S, (..., L, S); got shape {tuple(x.shape)}.")
+    if not readable(x):
+        return Held(x)
     cells = frozen(to_numpy(x))
     if cells.dtype != np.bool_:  # a sparse matrix has a shape and a dtype, and is no array
         raise TypeError(f"{function}: {name} must be a Mask or a boolean array; got {type(x).__name__}.")
     return Dense(cells)
 
 
-def as_mask(function: str, mask: Any) -> Mask | None:
-    """The public argument `mask` (None, a Mask or a boolean array) as a Mask or None.
+def as_mask(function: str, mask: Any, name: str = "mask") -> Mask | None:
+    """The public argument `mask`, or another of its kind (None, a Mask or a boolean array) as a Mask or None.
 
     Parameters
     ----------
@@ -316,6 +165,8 @@ def as_mask(function: str, mask: Any) -> Mask | None:
         Name of the public function that a message begins with.
     mask : None, Mask or array of bool, shape (..., L, S)
         What the user passed.
+    name : str, default "mask"
+        What the argument is called.
 
     Returns
     -------
@@ -336,4 +187,143 @@ def as_mask(function: str, mask: Any) -> Mask | None:
     >>> masks.as_mask("attention", np.ones((4, 6), dtype=bool))
     masks.array(<bool array (4, 6)>)
     """
-    return mask if mask is None or isinstance(mask, Mask) else dense_of(function, "mask", mask)
+    return mask if mask is None or isinstance(mask, Mask) else dense_of(function, name, mask)
+
+
+def lengths(key: int | Sequence[int] | Array, query: int | Sequence[int] | Array | None = None) -> Mask:
+    """Mask of padded batches: the first ``key[b]`` keys take part, for the first ``query[b]`` queries.
+
+        query i sees key j  iff  j < key[b]  and  i < query[b]
+
+    Parameters
+    ----------
+    key : int or array of int, shape (B,)
+        Number of keys that are no padding, at most S.
+    query : int or array of int, shape (B,), optional
+        Number of queries that are no padding, at most L; the others see nothing. Default: all.
+
+    Returns
+    -------
+    Mask
+        With ``lead == (B, 1)``, or ``()`` where both are integers.
+
+    Raises
+    ------
+    TypeError
+        If `key` or `query` is no integer and no integer array.
+    ValueError
+        If a length is negative, or the two do not broadcast; later, where the mask is used, if one lies beyond S or L.
+
+    Notes
+    -----
+    Rows are intervals: every form is in closed form. For a causal mask on padded batches give `causal` the offsets
+    ``key - query``: "lower_right" anchors at the padded corner.
+
+    Examples
+    --------
+    >>> from refattn import masks
+    >>> print(masks.lengths([2, 4], query=[1, 2]).draw(2, 4))
+    (0, :)
+      0123
+    0 ##..
+    1 ....
+    <BLANKLINE>
+    (1, :)
+      0123
+    0 ####
+    1 ####
+    """
+    return Lengths(
+        lengths_of("masks.lengths", "key", key), None if query is None else lengths_of("masks.lengths", "query", query)
+    )
+
+
+def array(x: Array) -> Mask:
+    """Mask that is given cell by cell.
+
+        query i sees key j  iff  x[..., i, j]
+
+    Parameters
+    ----------
+    x : array of bool, shape (..., L, S)
+        Of any array library; True where the key takes part. Leading axes broadcast to (..., H), and L and S may be 1.
+
+    Returns
+    -------
+    Mask
+        With ``lead == x.shape[:-2]``. It keeps a copy of `x` on the host; or `x` itself, where its values cannot be
+        read yet: a dask array, or one inside a transformation of JAX or PyTorch (jit, vmap, grad).
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array, or not boolean.
+    ValueError
+        If `x` has fewer than two axes; later, where the mask is used, if L or S does not fit.
+
+    Notes
+    -----
+    Its rows are taken to be no intervals, so every form reads all cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from refattn import masks
+    >>> mask = masks.array(np.array([[True, False, True]])) | masks.window(0, 0)
+    >>> print(mask.draw(3, 3))
+      012
+    0 #.#
+    1 ###
+    2 #.#
+    """
+    return dense_of("masks.array", "x", x)
+
+
+def from_function(f: Callable[..., Array], *, batch: int | None = None, heads: int | None = None) -> Mask:
+    """Mask that a function of positions decides, as FlexAttention's mask_mod does.
+
+        query i sees key j  iff  f(b, h, i, j)
+
+    Parameters
+    ----------
+    f : callable
+        ``f(b, h, q, kv)`` gets four int64 NumPy arrays of positions (batch entry, head, query, key) that broadcast
+        against each other, and returns a boolean array of any library that broadcasts to their common shape. It must
+        depend on nothing else, since it is called tile by tile.
+    batch, heads : int, optional
+        Number of batch entries and of query heads. Default: f does not look at b (at h), and gets 0.
+
+    Returns
+    -------
+    Mask
+        With ``lead`` of ``()``, ``(heads,)``, ``(batch, 1)`` or ``(batch, heads)``.
+
+    Raises
+    ------
+    TypeError
+        If `f` cannot be called, or `batch` or `heads` is no integer; later, if f does not return a boolean array.
+    ValueError
+        If `batch` or `heads` is negative; later, if what f returns does not broadcast.
+
+    Notes
+    -----
+    f is called with tiles; counting and `blocks` evaluate every cell.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from refattn import masks
+    >>> document = np.array([0, 0, 0, 1, 1])
+    >>> mask = masks.from_function(lambda b, h, q, kv: document[q] == document[kv]) & masks.causal()
+    >>> print(mask.draw(5, 5))
+      01234
+    0 #....
+    1 ##...
+    2 ###..
+    3 ...#.
+    4 ...##
+    """
+    if not callable(f):
+        raise TypeError(f"masks.from_function: f must be a function of (b, h, q, kv); got {type(f).__name__}.")
+    b, h, given = heads_of("masks.from_function", batch, heads)
+    return FromFunction(f, b, h, f"masks.from_function({', '.join([getattr(f, '__name__', repr(f)), *given])})")

@@ -44,6 +44,15 @@ def host_tile(mask: Mask, i: Positions, j: Positions, L: int, S: int) -> npt.NDA
     return cells
 
 
+def reach(mask: Mask, L: int, S: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First and stop, (L,), of the keys outside which no leading index has a cell."""
+    found = mask._hull(L, S)
+    first, stop = (np.broadcast_to(x, (*mask.lead, L)) for x in ((0, S) if found is None else found))
+    seen, leading = first < stop, tuple(range(len(mask.lead)))
+    low = np.min(np.where(seen, first, S), axis=leading, initial=S)
+    return low, np.max(np.where(seen, stop, 0), axis=leading, initial=0)
+
+
 def count(mask: Mask, L: int, S: int) -> npt.NDArray[np.int64]:
     """Cells of each leading index: from the intervals, else by tiles."""
     found = mask._interval(L, S)
@@ -51,11 +60,14 @@ def count(mask: Mask, L: int, S: int) -> npt.NDArray[np.int64]:
         rows = np.broadcast_to(found[1] - found[0], (*mask.lead, L))
         return np.asarray(rows.sum(axis=-1, dtype=np.int64))
     total = np.zeros(mask.lead, np.int64)
+    low, high = reach(mask, L, S)
     # Square tiles, whose side shrinks as the leading axes grow.
     side = max(1, math.isqrt(CELLS // max(1, total.size)))
     for q in range(0, L, side):
-        for k in range(0, S, side):
-            i, j = slice(q, min(q + side, L)), slice(k, min(k + side, S))
+        i = slice(q, min(q + side, L))
+        end = int(high[i].max())
+        for k in range(int(low[i].min()), end, side):
+            j = slice(k, min(k + side, end))
             cells = host_tile(mask, i, j, L, S)
             cells = np.broadcast_to(cells, (*mask.lead, i.stop - i.start, j.stop - j.start))
             total = total + np.count_nonzero(cells, axis=(-2, -1))
@@ -75,11 +87,14 @@ def csr(mask: Mask, L: int, S: int) -> Any:
     else:
         counted, parts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         height = max(1, CELLS // max(1, S))
+        low, high = reach(mask, L, S)
         for q in range(0, L, height):
             i = slice(q, min(q + height, L))
-            cells = np.broadcast_to(host_tile(mask, i, slice(0, S), L, S), (i.stop - i.start, S))
+            start = int(low[i].min())
+            j = slice(start, max(start, int(high[i].max())))
+            cells = np.broadcast_to(host_tile(mask, i, j, L, S), (i.stop - i.start, j.stop - start))
             counted.append(np.count_nonzero(cells, axis=-1))
-            parts.append(np.nonzero(cells)[1])
+            parts.append(np.nonzero(cells)[1] + start)
         lengths, indices = np.concatenate(counted), np.concatenate(parts)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     return csr_array((np.ones(indices.size, np.bool_), indices, indptr), shape=(L, S))

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import methodcaller
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +20,8 @@ from refattn._call import Call
 from refattn._core.arrays import quiet
 from refattn._core.score import Parts
 from refattn.masks import Mask, array
+from refattn.masks.bands import Band
 from refattn.masks.combine import Not, Pair
-from refattn.masks.families import Band
 from refattn.methods.exact import reference
 from refattn.testing import lost_keys
 from refattn.testing.judge import (
@@ -167,11 +170,11 @@ def _swaps(call: Call, cases: list[Case]) -> Iterator[Swap]:
     mask = score.mask
     if isinstance(mask, Mask):
         for anchor in ("upper_left", "lower_right"):
-            if _anchored(mask, anchor, 0) is not None:
-                yield Swap(f'the mask anchored "{anchor}"', lambda case, a=anchor: _masked(case, a, 0))  # type: ignore[misc]
+            if mask.reanchored(anchor) is not mask:
+                yield _remasked(f'the mask anchored "{anchor}"', methodcaller("reanchored", anchor))
         for step, word in ((1, "later"), (-1, "earlier")):
-            if _anchored(mask, None, step) is not None:
-                yield Swap(f"the mask ends one key {word}", lambda case, n=step: _masked(case, None, n))  # type: ignore[misc]
+            if _moved(mask, step) is not mask:
+                yield _remasked(f"the mask ends one key {word}", partial(_moved, step=step))
         yield _without("mask", "no mask at all")
     for name in ("bias", "softcap", "sink"):
         if getattr(score, name) is not None:
@@ -207,30 +210,22 @@ def _modulo_head(call: Call, case: Case) -> Operands:
     return case.operands._replace(key=slab.key[...], value=slab.value[...])
 
 
-def _masked(case: Case, anchor: str | None, step: int) -> Operands:
-    """The case's operands under a mask with another diagonal."""
-    mask = case.operands.score.mask
-    assert isinstance(mask, Mask)
-    other = _anchored(mask, anchor, step)
-    return _changed(case, mask=mask if other is None else other)
+def _remasked(text: str, change: Callable[[Mask], Mask]) -> Swap:
+    """A mistake that changes the mask."""
+    return Swap(text, lambda case: _changed(case, mask=change(cast(Mask, case.operands.score.mask))))
 
 
-def _anchored(mask: Mask, anchor: str | None, step: int) -> Mask | None:
-    """The mask with its diagonals anchored otherwise or moved; None where that changes nothing."""
+def _moved(mask: Mask, step: int) -> Mask:
+    """The mask with the right ends of its bands moved; the mask itself where there are none."""
     if isinstance(mask, Band):
-        if step:
-            return None if mask.right is None else replace(mask, right=mask.right + step)
-        corners = isinstance(mask.anchor, str) and anchor is not None and mask.anchor != anchor
-        return replace(mask, anchor=anchor) if corners else None
+        return mask if mask.right is None else replace(mask, right=mask.right + step)
     if isinstance(mask, Not):
-        inner = _anchored(mask.mask, anchor, step)
-        return None if inner is None else Not(inner)
+        inner = _moved(mask.mask, step)
+        return mask if inner is mask.mask else Not(inner)
     if isinstance(mask, Pair):
-        a, b = _anchored(mask.a, anchor, step), _anchored(mask.b, anchor, step)
-        if a is None and b is None:
-            return None
-        return type(mask)(mask.a if a is None else a, mask.b if b is None else b)
-    return None
+        a, b = _moved(mask.a, step), _moved(mask.b, step)
+        return mask if a is mask.a and b is mask.b else type(mask)(a, b)
+    return mask
 
 
 def _lost_keys(terms: Terms, cases: list[Case], S: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refattn import masks
-from tests.masks.cases import FAMILIES, LONG, Case, cases
+from tests.masks.cases import FAMILIES, LONG, Case, anchors, cases
 from tests.namespaces import Library
 
 
@@ -93,6 +93,25 @@ def test_offsets_from_lengths_anchor_a_padded_cache_at_each_entry_s_own_corner(L
         (masks.from_function(lambda b, h, q, kv: q >= kv, heads=3), (3,)),
         (masks.from_function(lambda b, h, q, kv: q >= kv, batch=2), (2, 1)),
         (masks.from_function(lambda b, h, q, kv: q >= kv, batch=2, heads=3), (2, 3)),
+        (masks.prefix(2), ()),
+        (masks.prefix([2, 3]), (2, 1)),
+        (masks.prefix(2, [1, 2, 3]), (3, 1)),
+        (masks.prefix([[2], [3]], [1, 2, 3]), (2, 3, 1)),
+        (masks.chunked(2, 1), ()),
+        (masks.chunked(2, [1, 2]), (2, 1)),
+        (masks.tree([-1, 0, 0, 2]), ()),
+        (masks.tree([-1, 0, 0, 2], [1, 2]), (2, 1)),
+        (masks.tree([[-1, 0, 0, 2]] * 3), (3, 1)),
+        (masks.tree(np.full((2, 1, 4), -1), [1, 2, 3]), (2, 3, 1)),
+        (masks.bernoulli(0.5, 1), ()),
+        (masks.bernoulli(0.5, 1, heads=3), (3,)),
+        (masks.bernoulli(0.5, 1, batch=2), (2, 1)),
+        (masks.bernoulli(0.5, 1, batch=2, heads=3), (2, 3)),
+        (masks.documents([0, 0, 1, 1]), ()),
+        (masks.documents([[0, 0, 1, 1]] * 2), (2, 1)),
+        (masks.documents([0, 0, 1, 1], [[0, 1, 1, 1]] * 3), (3, 1)),
+        (masks.documents([[0, 0, 1, 1]] * 2, inside=masks.array(np.ones((5, 1, 1), bool))), (2, 5)),
+        (masks.documents([0, 0, 1, 1], inside=masks.causal([0, 1])), (2, 1)),
         (masks.lengths([3, 4]) & masks.array(np.ones((5, 4, 4), bool)), (2, 5)),
         (~masks.lengths([3, 4]) | masks.causal(), (2, 1)),
     ],
@@ -133,6 +152,10 @@ def test_lengths_and_offsets_take_every_library(namespace: Library) -> None:
     x = namespace.array(np.array([1, 3]))
     np.testing.assert_array_equal(masks.lengths(x).dense(2, 3), masks.lengths([1, 3]).dense(2, 3))
     np.testing.assert_array_equal(masks.causal(anchor=x).dense(2, 3), masks.causal(anchor=[1, 3]).dense(2, 3))
+    np.testing.assert_array_equal(masks.prefix(x, x).dense(2, 3), masks.prefix([1, 3], [1, 3]).dense(2, 3))
+    np.testing.assert_array_equal(masks.documents(x).dense(2, 2), np.eye(2, dtype=bool))
+    parents = namespace.array(np.array([-1, 0]))
+    np.testing.assert_array_equal(masks.tree(parents, x).dense(2, 3), masks.tree([-1, 0], [1, 3]).dense(2, 3))
 
 
 def test_from_function_may_answer_in_every_library(namespace: Library) -> None:
@@ -173,9 +196,12 @@ def test_as_mask_passes_none_and_masks_on() -> None:
 
 def test_a_mask_cannot_change_after_it_was_made() -> None:
     cells, offsets, key = np.zeros((3, 3), bool), np.zeros(2, np.int64), np.ones(2, np.int64)
-    made = [masks.array(cells), masks.causal(anchor=offsets), masks.lengths(key)]
+    ids, parents = np.array([0, 0, 1]), np.array([-1, 0, 0])
+    made = [masks.array(cells), masks.causal(anchor=offsets), masks.lengths(key), masks.prefix(key, offsets)]
+    made += [masks.documents(ids, ids), masks.tree(parents, offsets), masks.chunked(2, offsets)]
+    made += [masks.bernoulli(0.5, 1, heads=2)]
     before = [mask.dense(3, 3) for mask in made]
-    cells[...], offsets[...], key[...] = True, 2, 3
+    cells[...], offsets[...], key[...], ids[...], parents[...] = True, 2, 3, 1, -1
     for mask, was in zip(made, before, strict=True):
         np.testing.assert_array_equal(mask.dense(3, 3), was)
         held = [x for x in vars(mask).values() if isinstance(x, np.ndarray)]
@@ -206,6 +232,22 @@ def test_the_dense_form_is_the_caller_s_own() -> None:
         (masks.lengths([1, 2], query=3), "masks.lengths([1, 2], query=3)"),
         (masks.lengths(4), "masks.lengths(4)"),
         (masks.array(np.ones((2, 3), bool)), "masks.array(<bool array (2, 3)>)"),
+        (masks.prefix(4), "masks.prefix(4)"),
+        (masks.prefix([4, 2], "upper_left"), "masks.prefix([4, 2], anchor='upper_left')"),
+        (masks.prefix([4, 2], [1, 3]).at((1, 0)), "masks.prefix(2, anchor=3)"),
+        (masks.chunked(4), "masks.chunked(4)"),
+        (masks.chunked(np.int8(4), [1, 2]), "masks.chunked(4, anchor=[1, 2])"),
+        (masks.tree([-1, 0]), "masks.tree([-1, 0])"),
+        (masks.tree(np.arange(9) - 1, 3), "masks.tree(<int array (9,)>, anchor=3)"),
+        (masks.tree([[-1, 0], [-1, -1]], 3).at((1, 0)), "masks.tree([-1, -1], anchor=3)"),
+        (masks.documents([1, 2]), "masks.documents([1, 2])"),
+        (
+            masks.documents([[1, 2]], [[2]], inside=masks.causal(1)).at((0, 0)),
+            "masks.documents([1, 2], query=[2], inside=masks.causal(anchor=1))",
+        ),
+        (masks.bernoulli(0.5, 7), "masks.bernoulli(0.5, 7)"),
+        (masks.bernoulli(1, 7, batch=2, heads=3), "masks.bernoulli(1.0, 7, batch=2, heads=3)"),
+        (masks.bernoulli(1, 7, heads=3).at((2,)), "masks.bernoulli(1.0, 7, heads=3).at((2,))"),
         (masks.from_function(picture, batch=2, heads=3), "masks.from_function(picture, batch=2, heads=3)"),
         (masks.from_function(picture, heads=3).at((1,)), "masks.from_function(picture, heads=3).at((1,))"),
         (
@@ -222,3 +264,60 @@ def test_the_dense_form_is_the_caller_s_own() -> None:
 )
 def test_repr_is_the_call(mask: masks.Mask, text: str) -> None:
     assert repr(mask) == text
+
+
+MAKERS = {
+    "causal": lambda L, anchor: masks.causal(anchor),
+    "window": lambda L, anchor: masks.window(2, 1, anchor),
+    "prefix": lambda L, anchor: masks.prefix([1, 4], anchor),
+    "chunked": lambda L, anchor: masks.chunked(3, anchor),
+    "tree": lambda L, anchor: masks.tree(np.arange(L) // 2 - 1, anchor),
+    "pair": lambda L, anchor: masks.causal(anchor) & ~masks.chunked(3, anchor) | masks.lengths(1),
+    "inside": lambda L, anchor: masks.documents([1] * 6, [1] * L, inside=masks.causal(anchor)),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_another_anchor_is_all_that_changes(name: str, data: st.DataObject) -> None:
+    L, S = data.draw(st.integers(1, 9)), 6
+    (old, _), (new, _) = data.draw(anchors(L, S)), data.draw(anchors(L, S))
+    got, want = MAKERS[name](L, old).reanchored(new), MAKERS[name](L, new)
+    assert got.lead == want.lead
+    np.testing.assert_array_equal(got.dense(L, S), want.dense(L, S))
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (masks.causal() & masks.lengths(2), "masks.causal(anchor=3) & masks.lengths(2)"),
+        (masks.lengths(2) | ~masks.window(1, 2, [4, 5]), "masks.lengths(2) | ~masks.window(1, 2, anchor=3)"),
+        (
+            masks.documents([1, 1], inside=masks.prefix(1, "upper_left") & masks.chunked(5)),
+            "masks.documents([1, 1], inside=masks.prefix(1, anchor=3) & masks.chunked(5, anchor=3))",
+        ),
+        (masks.tree([-1]), "masks.tree([-1], anchor=3)"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_every_anchor_in_a_mask_is_replaced(mask: masks.Mask, text: str) -> None:
+    assert repr(mask.reanchored(3)) == text
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.lengths(2),
+        masks.array(np.ones((2, 2), bool)),
+        masks.bernoulli(0.5, 1),
+        masks.from_function(picture),
+        ~masks.lengths(2),
+        masks.lengths(2) & masks.lengths(1) | ~masks.bernoulli(0.5, 1),
+        masks.documents([1, 2]),
+        masks.documents([1, 2], inside=masks.lengths(0)),
+    ],
+    ids=repr,
+)
+def test_a_mask_without_anchors_stays_itself(mask: masks.Mask) -> None:
+    assert mask.reanchored("lower_right") is mask

@@ -43,6 +43,12 @@ def with_arguments(**arguments: Any) -> Callable[..., np.ndarray]:
         (swapped_heads, {}, "key heads by h % 2 instead of h // 2"),
         (with_arguments(mask=UPPER), {"mask": LOWER}, 'the mask anchored "upper_left"'),
         (with_arguments(mask=LOWER), {"mask": UPPER}, 'the mask anchored "lower_right"'),
+        (with_arguments(mask=UPPER), {"mask": masks.causal([30, 35])}, 'the mask anchored "upper_left"'),
+        (
+            with_arguments(mask=masks.documents([0] * 69 + [1], [0] * 40, inside=UPPER)),
+            {"mask": masks.documents([0] * 69 + [1], [0] * 40, inside=LOWER)},
+            'the mask anchored "upper_left"',
+        ),
         (with_arguments(mask=masks.causal(31)), {"mask": masks.causal(30)}, "the mask ends one key later"),
         (
             with_arguments(mask=masks.window(4, 2, 10) | masks.lengths(3)),
