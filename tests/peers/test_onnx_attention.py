@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import refattn as ra
 from refattn import conventions
 from refattn.contract import Contract, eager
 from refattn.contract.formats import unit
@@ -33,6 +34,7 @@ class Node(NamedTuple):
     arguments: dict[str, Any]
     heads: int | None
     dtype: str
+    stage: str
 
 
 def node_of(case: Case) -> Node:
@@ -54,7 +56,8 @@ def node_of(case: Case) -> Node:
         **{name: inputs[name] for name in INPUTS if name in inputs},
     )
     assert call.layout == ("blhd" if inputs["Q"].ndim == 3 else "bhld")
-    return Node(q, k, v, dict(call.arguments), heads, q.dtype.name)
+    assert call.scores_stage is not None
+    return Node(q, k, v, dict(call.arguments), heads, q.dtype.name, call.scores_stage)
 
 
 def budget(node: Node, softmax: str) -> tuple[Contract, float]:
@@ -62,7 +65,7 @@ def budget(node: Node, softmax: str) -> tuple[Contract, float]:
     contract, u = eager(node.dtype), unit(softmax)
     if softmax not in ("float16", "bfloat16"):
         return contract, 0.0
-    S, (s, _) = node.key.shape[2], scores(node, 2)
+    S, s = node.key.shape[2], ra.attention_scores(*node[:2], **node.arguments, dtype="float64")
     seen = s[np.isfinite(s)]
     spread = seen.max(initial=0.0) - seen.min(initial=0.0)
     return replace(contract, exp_ulp=contract.exp_ulp + (1 + spread) * u / (2 * unit("float32"))), S * u / (1 - S * u)
@@ -101,42 +104,40 @@ def test_present_is_past_and_new(name: str) -> None:
 def test_fourth_output(name: str) -> None:
     case = load(name)
     node = node_of(case)
-    stored, mode = case.outputs["qk_matmul_output"], case.meta["attrs"].get("qk_matmul_output_mode", 0)
-    if mode == 3:
+    stored = case.outputs["qk_matmul_output"]
+    if node.stage == "weights":
         # The weights are the output for the value that is the identity.
         S = node.key.shape[2]
         value = np.broadcast_to(np.eye(S, dtype=node.value.dtype), (*node.key.shape[:3], S))
         contract, more = budget(node, softmax_dtype(case, node))
         assert budget_used(stored, node.query, node.key, value, contract, more=more, **node.arguments) <= 1
         return
-    wanted, error = scores(node, mode)
+    wanted, error = scores(node)
+    assert stored.shape == wanted.shape
     assert np.array_equal(np.isneginf(stored), np.isneginf(wanted))
     seen = np.isfinite(wanted)
     assert np.all(np.abs(stored[seen].astype(np.float64) - wanted[seen]) <= error[seen])
 
 
-def scores(node: Node, mode: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores at one of the three stages before the softmax, and what the reference's roundings may change in them."""
+def scores(node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Scores at the node's stage before the softmax, and what the reference's roundings may change in them."""
     q, k = node.query.astype(np.float64), node.key.astype(np.float64)
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1).swapaxes(-1, -2)
     u, E = unit(node.dtype), q.shape[-1]
     scale = node.arguments.get("scale", 1 / math.sqrt(E))
-    s = q @ k * scale
     # The square root of scale, twice, its products with Q and K, and the sum of E products.
     n = E + 6
     error = n * u / (1 - n * u) * (np.abs(q) @ np.abs(k) * scale)
-    cap = node.arguments.get("softcap")
-    if mode >= 1 and cap is not None:
-        s = cap * np.tanh(s / cap)
-        error = error + 4 * u * np.abs(s)
-    if mode >= 2:
-        mask, bias = node.arguments.get("mask"), node.arguments.get("bias")
-        b = 0.0 if bias is None else bias.astype(np.float64)
-        s = s + b
-        error = error + u * (np.abs(np.where(np.isneginf(s), 0.0, s)) + error)
-        if mask is not None:
-            s = np.where(mask.dense(*s.shape[-2:]), s, -np.inf)
-    return s, np.broadcast_to(error, s.shape)
+    at = {
+        stage: ra.attention_scores(node.query, node.key, stage=stage, **node.arguments, dtype="float64")
+        for stage in ("raw", "softcapped", "biased")
+    }
+    if node.stage != "raw" and "softcap" in node.arguments:
+        error = error + 4 * u * np.abs(at["softcapped"])
+    if node.stage == "biased":
+        b = at["biased"]
+        error = error + u * (np.abs(np.where(np.isneginf(b), 0.0, b)) + error)
+    return at[node.stage], np.broadcast_to(error, at["raw"].shape)
 
 
 # The graphs are not stored. These constants are what they must hold for the stored outputs to be right, to five digits.
