@@ -13,6 +13,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
+from conventions_page import page as conventions_page  # noqa: E402
 from support_table import table  # noqa: E402
 
 import refattn  # noqa: E402
@@ -56,7 +57,7 @@ def page_of(name: str) -> str:
 
 
 def write_pages() -> None:
-    """Write docs/_generated: the public names, the support table, the README of every room, and the project's pages."""
+    """Write docs/_generated: the public names, both tables, the README of every room, and the project's pages."""
     target = DOCS / "_generated"
     shutil.rmtree(target, ignore_errors=True)
     (target / "rooms").mkdir(parents=True)
@@ -70,6 +71,7 @@ def write_pages() -> None:
     listing += ["```{toctree}", ":hidden:", ":glob:", "", "names/*", "```", ""]
     (target / "public.md").write_text("\n".join(listing), encoding="utf-8")
     (target / "support.md").write_text(f"# What each function serves\n\n{table()}\n", encoding="utf-8")
+    (target / "conventions.md").write_text(conventions_page(), encoding="utf-8")
     for page in ("CHANGELOG.md", "CONTRIBUTING.md"):
         shutil.copy(DOCS.parent / page, target / page)
     for readme in sorted((DOCS.parent / "refattn").rglob("README.md")):

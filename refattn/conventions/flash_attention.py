@@ -8,6 +8,8 @@ from refattn._core.checks import check_array, check_flag, check_integer
 from refattn._core.choice import ConventionError
 from refattn.conventions.record import (
     Convention,
+    band,
+    both,
     gather,
     number,
     reach_of,
@@ -38,6 +40,7 @@ def flash_attn(
     """Call of ``flash_attn_func`` (and its ``qkvpacked`` and ``kvpacked`` forms), in refattn's arguments.
 
         query i sees key j  iff  i + S - L - left <= j <= i + S - L + right
+                            and  j // attention_chunk == (i + S - L) // attention_chunk
 
     Parameters
     ----------
@@ -56,7 +59,8 @@ def flash_attn(
     learnable_sink : array, shape (H,), optional
         One extra logit per head that takes weight and carries no value. Version 4 only.
     attention_chunk : int, default 0
-        Must be 0. Version 3 only.
+        Keys in a chunk: a query sees those of the chunk that it stands in, beside what `window_size` and `causal` say;
+        0 is off. Version 3 only.
     qv, q_descale, k_descale, v_descale : None
         Must not be given. Version 3 only.
     deterministic : bool, default False
@@ -72,7 +76,7 @@ def flash_attn(
     Raises
     ------
     ConventionError
-        For dropout, `attention_chunk`, `qv` and the descales, which refattn's arguments do not express.
+        For dropout, `qv` and the descales, which refattn's arguments do not express.
     TypeError
         For arguments of the wrong kind or dtype.
     ValueError
@@ -88,12 +92,16 @@ def flash_attn(
     as open where it does not, which differs where L > S + 1; the log-sum-exp of a row without keys is +inf (version 3:
     -inf).
 
+    Version 3 finds a query's chunk by a division that is made for places from 0 on: where L > S and no side of the
+    window is closed by `causal`, what a query before the first key sees is open. The record says nothing.
+
     References
     ----------
     .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023,
        arXiv:2307.08691.
     .. [2] Dao-AILab/flash-attention: README, "2.1: Change behavior of causal flag"; flash_attn_interface.py; of version
-       2's kernels csrc/flash_attn/src/mask.h, softmax.h and flash_api.cpp (``window_size_right = seqlen_k``).
+       2's kernels csrc/flash_attn/src/mask.h, softmax.h and flash_api.cpp (``window_size_right = seqlen_k``); of
+       version 3's hopper/mask.h and hopper/flash_api.cpp (``attention_chunk``).
 
     Examples
     --------
@@ -117,11 +125,7 @@ def flash_attn(
     ):
         if x is not None:
             raise ConventionError(f"{FLASH_ATTN}: {name} must be None; got an array. Multiply {target} by it first.")
-    if check_integer(FLASH_ATTN, "attention_chunk", attention_chunk, least=0):
-        raise ConventionError(
-            f"{FLASH_ATTN}: attention_chunk must be 0; got {attention_chunk}. Pass the chunks to attention as "
-            "mask=masks.from_function(...)."
-        )
+    chunk = check_integer(FLASH_ATTN, "attention_chunk", attention_chunk, least=0)
     check_flag(FLASH_ATTN, "deterministic", deterministic)
     check_flag(FLASH_ATTN, "return_attn_probs", return_attn_probs)
     cap = number(FLASH_ATTN, "softcap", softcap)
@@ -135,13 +139,13 @@ def flash_attn(
         bias = biases.alibi(alibi_slopes, anchor="lower_right")
         if left is None and right == 0:
             notes.append("FlashAttention-2 adds +slope * j here: its log-sum-exp is higher by slope * (i + S - L).")
-    mask: masks.Mask | None = None
-    if left is not None:
-        mask = masks.window(left, right, anchor="lower_right")
-        if right is None:
-            notes.append("FlashAttention-2 hides the keys behind i + 2 S - L, which are some where L > S + 1.")
-    elif right is not None:
-        mask = masks.causal(anchor="lower_right") if right == 0 else masks.window(None, right, anchor="lower_right")
+    mask = band(left, right, "lower_right")
+    if left is not None and right is None:
+        notes.append("FlashAttention-2 hides the keys behind i + 2 S - L, which are some where L > S + 1.")
+    if chunk:
+        mask = both(mask, masks.chunked(chunk, anchor="lower_right"))
+        if right != 0:
+            notes.append("Where L > S, FlashAttention-3 leaves open which chunk a query before the first key is in.")
     if mask is not None:
         notes.append("The log-sum-exp of a row without keys is +inf in FlashAttention-2, -inf in FlashAttention-3.")
     if learnable_sink is not None:

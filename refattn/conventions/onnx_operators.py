@@ -25,12 +25,7 @@ from refattn.conventions.record import (
 ONNX = "conventions.onnx"
 FLEX = "conventions.onnx_flex"
 PRECISIONS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
-STAGES = (
-    "scale * Q K^T",
-    "the scores after softcap",
-    "the scores after softcap, bias and mask, -inf where masked",
-    "the weights: attention(..., return_weights=True)",
-)
+STAGES = ("raw", "softcapped", "biased", "weights")
 
 
 def onnx(
@@ -75,7 +70,8 @@ def onnx(
         ONNX's number of the dtype that the softmax runs in: float32, float16, float64, bfloat16. It changes the
         rounding, not the value that is rounded.
     qk_matmul_output_mode : {0, 1, 2, 3}, default 0
-        What the fourth output holds; no part of the first.
+        Which scores the fourth output holds: raw, after softcap, after bias and mask, or the weights. No part of the
+        first.
     left_window_size, right_window_size : int, default -1
         Keys before and behind the one that the query stands on, which is in; -1: no end. From opset 25 on.
     attn_mask : array of bool or float, broadcastable to (B, H, L, S), optional
@@ -90,7 +86,8 @@ def onnx(
     -------
     Convention
         With ``layout="bhld"``, or "blhd" for 3-D inputs, whose last axis is (H, E) with the head outside:
-        ``x.reshape(B, L, H, E)``. ``empty_row="zeros"``. The operator returns no log-sum-exp.
+        ``x.reshape(B, L, H, E)``. ``empty_row="zeros"``. `scores_stage` is that of the fourth output, which has the
+        heads apart, (B, H, L, S), for 3-D inputs too. The operator returns no log-sum-exp.
 
     Raises
     ------
@@ -105,8 +102,9 @@ def onnx(
 
     Notes
     -----
-    Two things of older opsets were mended in place, and the record has them as they are in onnx 1.23: softcap comes
-    before the mask, and the diagonal beside `nonpad_kv_seqlen` is in the lower right corner of each batch entry. Rows
+    Three things of older opsets were mended in place, and the record has them as they are in onnx 1.23: softcap comes
+    before the mask, modes 1 and 2 of `qk_matmul_output_mode` follow that order (before, 1 was after the mask and 2
+    after softcap), and the diagonal beside `nonpad_kv_seqlen` is in the lower right corner of each batch entry. Rows
     without keys are zeros since then, NaN before.
 
     Without a cache the diagonal is in the upper left corner, for every L and S.
@@ -119,8 +117,8 @@ def onnx(
     ----------
     .. [1] ONNX, "Operator Schemas: Attention", versions 23, 24 and 25; onnx/defs/nn/defs.cc, old.cc and utils.cc and
        onnx/reference/ops/op_attention.py of onnx 1.23.2.
-    .. [2] onnx/onnx pull requests 7867 (softcap before the mask), 8068 (diagonal with an external cache, rows without
-       keys) and 8108 (windows).
+    .. [2] onnx/onnx pull requests 7867 (softcap before the mask), 7913 (numbers of the modes), 8068 (diagonal with an
+       external cache, rows without keys) and 8108 (windows).
 
     Examples
     --------
@@ -161,8 +159,12 @@ def onnx(
     mode = check_integer(ONNX, "qk_matmul_output_mode", qk_matmul_output_mode, least=0)
     if mode > 3:
         raise ValueError(f"{ONNX}: qk_matmul_output_mode must be at most 3; got {qk_matmul_output_mode}.")
-    notes = [f"The fourth output, qk_matmul_output, is {STAGES[mode]}.", *_precision(ONNX, softmax_precision)]
-    return Convention(arguments, layout="blhd" if is_3d else "bhld", notes=tuple(notes))
+    return Convention(
+        arguments,
+        layout="blhd" if is_3d else "bhld",
+        notes=tuple(_precision(ONNX, softmax_precision)),
+        scores_stage=STAGES[mode],
+    )
 
 
 def onnx_flex(
@@ -200,7 +202,8 @@ def onnx_flex(
 
     Notes
     -----
-    A `score_mod` that adds, hides or caps is `attention`'s ``bias``, ``mask`` or ``softcap``; write it as one of them.
+    A `score_mod` that adds, hides or caps is `attention`'s ``bias`` (`biases.from_function`), ``mask`` or ``softcap``;
+    write it as one of them.
 
     References
     ----------

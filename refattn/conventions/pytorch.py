@@ -8,7 +8,7 @@ from refattn import masks
 from refattn._core.arrays import Array
 from refattn._core.checks import check_flag
 from refattn._core.choice import ConventionError
-from refattn.conventions.record import Convention, gather, is_boolean_mask, refuse_dropout, scale_of
+from refattn.conventions.record import Convention, gather, mask_or_bias, refuse_dropout, scale_of
 
 TORCH_SDPA = "conventions.torch_sdpa"
 
@@ -90,16 +90,15 @@ def torch_sdpa(
     if causal:
         mask = masks.causal(anchor="upper_left")
     return Convention(
-        gather(mask=mask, bias=bias, scale=scale_of(TORCH_SDPA, "scale", scale)), layout="bhld", notes=tuple(notes)
+        gather(mask=mask, bias=bias, scale=scale_of(TORCH_SDPA, "scale", scale)),
+        layout="bhld",
+        notes=tuple(notes),
+        softcap_order="none",
     )
 
 
 def _mask(attn_mask: Any) -> tuple[masks.Mask | None, Array | None]:
     """The mask or the bias that attn_mask is."""
-    if attn_mask is None:
-        return None, None
     if type(attn_mask).__name__ == "CausalBias":
         return masks.causal(anchor=attn_mask.variant.name.lower()), None
-    if is_boolean_mask(TORCH_SDPA, "attn_mask", attn_mask, least_axes=2):
-        return masks.array(attn_mask), None
-    return None, attn_mask
+    return mask_or_bias(TORCH_SDPA, "attn_mask", attn_mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,17 @@ def attention(
         for w, j in zip(weights, keys, strict=True):
             output[b, h, i] += w / total * value[b, g, j]
     return output
+
+
+def seen(rule: Sees, L: int, S: int, *, B: int = 1, H: int = 1) -> np.ndarray:
+    """The cells (B, H, L, S) in which a rule holds, one by one."""
+    return np.array([rule(*index) for index in np.ndindex(B, H, L, S)], dtype=bool).reshape(B, H, L, S)
+
+
+def dense(call: Any, L: int, S: int, *, B: int = 1, H: int = 1) -> np.ndarray:
+    """The cells (B, H, L, S) of a converted call's mask."""
+    mask = call.arguments.get("mask")
+    return np.broadcast_to(np.True_ if mask is None else mask.dense(L, S), (B, H, L, S))
 
 
 def draw(rng: np.random.Generator, L: int, S: int, *, B: int = 2, H: int = 4, Hk: int = 2) -> tuple[np.ndarray, ...]:

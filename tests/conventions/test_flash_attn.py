@@ -32,6 +32,27 @@ def test_mask_is_the_documented_interval(causal: bool, window: tuple[int | None,
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [(-1, -1), (2, -1), (1, 2), (0, 0)])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+def test_chunks_are_those_of_version_3(chunk: int, window: tuple[int, int], causal: bool) -> None:
+    call = flash_attn(attention_chunk=chunk, window_size=window, causal=causal)
+    for L, S in [(3, 5), (4, 4), (1, 6), (2, 9)]:
+        np.testing.assert_array_equal(
+            loops.dense(call, L, S)[0, 0], [version_3(L, S, i, chunk, window, causal) for i in range(L)]
+        )
+
+
+def version_3(L: int, S: int, row: int, chunk: int, window: tuple[int, int], causal: bool) -> list[bool]:
+    """One row of hopper/mask.h, with the windows that hopper/flash_api.cpp hands to it; L <= S."""
+    left, right = window[0], 0 if causal else window[1]
+    left, right = min(S - 1 if left < 0 else left, chunk - 1), min(L - 1 if right < 0 else right, chunk - 1)
+    from_chunk = (row + S - L) // chunk * chunk
+    first = max(row + S - L - left, from_chunk)
+    stop = min(row + 1 + S - L + right, from_chunk + chunk)
+    return [first <= column < min(stop, S) for column in range(S)]
+
+
 # As printed in flash_attn_func's docstring.
 @pytest.mark.parametrize(("L", "S", "picture"), [(2, 5, "1 1 1 1 0\n1 1 1 1 1"), (5, 2, "0 0\n0 0\n0 0\n1 0\n1 1")])
 def test_causal_masks_of_the_documentation(L: int, S: int, picture: str) -> None:
@@ -81,6 +102,9 @@ def test_notes_name_what_the_kernels_of_version_2_do_otherwise() -> None:
     assert not any("slope" in note for note in flash_attn(alibi_slopes=slopes).notes)
     assert flash_attn(window_size=(3, -1)).notes[0] == (
         "FlashAttention-2 hides the keys behind i + 2 S - L, which are some where L > S + 1."
+    )
+    assert flash_attn(attention_chunk=2).notes[0] == (
+        "Where L > S, FlashAttention-3 leaves open which chunk a query before the first key is in."
     )
     assert (
         flash_attn(window_size=(3, 0)).notes

@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refattn import ConventionError, conventions
+from refattn import ConventionError
+from tests.conventions.refusals import assert_refused, refused
 
 ARRAY = np.ones(4)
 PAST = np.zeros((1, 2, 3, 4))
 LENGTHS = np.array([1, 2])
-
-
-def refused(name: str, error: type[Exception], text: str, **arguments: Any) -> Any:
-    """One call and what is said of it."""
-    return pytest.param(name, arguments, error, text, id=f"{name}-{text[:40]}")
 
 
 CALLS = [
@@ -27,12 +23,7 @@ CALLS = [
         "dropout_p=0.1 is drawn inside the kernel and cannot be expressed. Pass dropout_p=0.0.",
         dropout_p=0.1,
     ),
-    refused(
-        "flash_attn",
-        ConventionError,
-        "attention_chunk must be 0; got 4. Pass the chunks to attention as mask=masks.from_function(...).",
-        attention_chunk=4,
-    ),
+    refused("flash_attn", ValueError, "attention_chunk must be at least 0; got -1.", attention_chunk=-1),
     refused(
         "flash_attn", ConventionError, "qv must be None; got an array. Append qv to query and value to key.", qv=ARRAY
     ),
@@ -232,6 +223,28 @@ CALLS = [
         scale=-0.5,
     ),
     refused(
+        "onnx_rotary_embedding",
+        ConventionError,
+        "opset must be at least 23, the first with RotaryEmbedding; got 22.",
+        opset=22,
+    ),
+    refused(
+        "onnx_rotary_embedding",
+        ValueError,
+        "rotary_embedding_dim must be even, for features are turned in pairs; got 3.",
+        opset=23,
+        rotary_embedding_dim=3,
+    ),
+    refused("onnx_rotary_embedding", ValueError, "num_heads must be at least 0; got -1.", opset=23, num_heads=-1),
+    refused("onnx_rotary_embedding", ValueError, "interleaved must be 0 or 1; got 2.", opset=23, interleaved=2),
+    refused(
+        "onnx_rotary_embedding",
+        TypeError,
+        "position_ids must be an array of NumPy, PyTorch, JAX, CuPy, dask or another array API library; got list.",
+        opset=23,
+        position_ids=[0, 1],
+    ),
+    refused(
         "onnxruntime_gqa",
         ConventionError,
         "do_rotary=1 is done to query and key before attention and cannot be expressed. "
@@ -368,7 +381,4 @@ CALLS = [
 
 @pytest.mark.parametrize(("name", "arguments", "error", "text"), CALLS)
 def test_text(name: str, arguments: dict[str, Any], error: type[Exception], text: str) -> None:
-    with pytest.raises(error) as caught:
-        getattr(conventions, name)(**arguments)
-    assert type(caught.value) is error
-    assert str(caught.value) == f"conventions.{name}: {text}"
+    assert_refused(name, arguments, error, text)

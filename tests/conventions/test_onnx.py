@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import refattn as ra
 from refattn.contract import eager
-from refattn.conventions import onnx, onnx_flex
+from refattn.conventions import onnx, onnx_flex, onnx_rotary_embedding
 from tests.conventions import loops
 from tests.peers.cases import budget_used
 
@@ -106,24 +107,17 @@ def test_a_short_mask_is_lengthened_in_its_own_library(library: str) -> None:
     assert bias.tolist() if library == "torch" else np.asarray(bias._array).tolist() == [[1, 2, -np.inf, -np.inf]]
 
 
-@pytest.mark.parametrize(
-    ("mode", "what"),
-    [
-        (0, "scale * Q K^T"),
-        (1, "the scores after softcap"),
-        (2, "the scores after softcap, bias and mask, -inf where masked"),
-        (3, "the weights: attention(..., return_weights=True)"),
-    ],
-)
-def test_notes_say_what_the_fourth_output_is(mode: int, what: str) -> None:
-    call = onnx(opset=23, qk_matmul_output_mode=mode)
-    assert call.notes == (f"The fourth output, qk_matmul_output, is {what}.",)
-    assert call.arguments == {}
+@pytest.mark.parametrize("opset", [23, 24, 25])
+@pytest.mark.parametrize(("mode", "stage"), [(0, "raw"), (1, "softcapped"), (2, "biased"), (3, "weights")])
+def test_the_fourth_output_is_a_stage_of_the_scores(mode: int, stage: str, opset: int) -> None:
+    call = onnx(opset=opset, qk_matmul_output_mode=mode)
+    assert call.scores_stage == stage
+    assert (call.arguments, call.notes) == ({}, ())
 
 
 @pytest.mark.parametrize(("code", "dtype"), [(1, "float32"), (10, "float16"), (11, "float64"), (16, "bfloat16")])
 def test_notes_say_what_the_softmax_runs_in(code: int, dtype: str) -> None:
-    assert onnx(opset=23, softmax_precision=code).notes[1:] == (f"The softmax runs in {dtype}.",)
+    assert onnx(opset=23, softmax_precision=code).notes == (f"The softmax runs in {dtype}.",)
     assert onnx_flex(softmax_precision=code).notes == (f"The softmax runs in {dtype}.",)
 
 
@@ -131,3 +125,27 @@ def test_flex_attention_without_graphs_is_plain_attention() -> None:
     call = onnx_flex(scale=0.25)
     assert share(call, 3, 6, lambda b, h, i, j: True, scale=0.25) <= 1
     assert (call.layout, call.empty_row) == ("bhld", "nan")
+
+
+@pytest.mark.parametrize("turned", [0, 2, 4])
+@pytest.mark.parametrize("paired", [0, 1])
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_rotary_embedding_is_its_specification_written_out(with_ids: bool, paired: int, turned: int) -> None:
+    L, E = 3, 6
+    R = turned or E
+    rng = np.random.default_rng(turned)
+    x = rng.standard_normal((B, H, L, E))
+    ids = rng.integers(0, 9, (B, L))
+    cos, sin = rng.standard_normal((2, 9, R // 2) if with_ids else (2, B, L, R // 2))
+    call = onnx_rotary_embedding(
+        opset=23, position_ids=ids if with_ids else None, interleaved=paired, rotary_embedding_dim=turned
+    )
+    wanted = x.copy()
+    for b, h, i, k in np.ndindex(B, H, L, R // 2):
+        first, second = (2 * k, 2 * k + 1) if paired else (k, k + R // 2)
+        c, s = (t[ids[b, i], k] if with_ids else t[b, i, k] for t in (cos, sin))
+        u, v = x[b, h, i, first], x[b, h, i, second]
+        wanted[b, h, i, first], wanted[b, h, i, second] = c * u - s * v, s * u + c * v
+    np.testing.assert_array_equal(ra.rotary_embedding(x, cos, sin, **call.arguments), wanted)
+    assert call.layout == "bhld"
+    assert onnx_rotary_embedding(opset=24, num_heads=2).layout == "blhd"
