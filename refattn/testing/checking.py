@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,21 +12,22 @@ import numpy.typing as npt
 from refattn import biases, masks
 from refattn._call import Call, prepare
 from refattn._core import checks
-from refattn._core.arrays import FLOATS, Array, dtype_name, is_array, quiet, to_numpy
-from refattn.contract import Contract, eager, resolve
-from refattn.contract.presets import FLASH
+from refattn._core.arrays import FLOATS, Array, dtype_name, is_array, to_numpy
+from refattn.contract import Contract, resolve
 from refattn.conventions import Convention
+from refattn.layouts import Layout
+from refattn.layouts.orders import AXES, logical_order, stored_order
+from refattn.layouts.orders import ORDERS as LAYOUTS
 from refattn.methods.exact.capabilities import CAPABILITIES
-from refattn.testing import symptoms
-from refattn.testing.judge import Part, Terms, parts
-from refattn.testing.sampling import Rows, choose_rows
-from refattn.testing.verdict import Tally, Verdict
+from refattn.testing import sequences
+from refattn.testing.judge import Terms
+from refattn.testing.ruling import verdict_of
+from refattn.testing.sampling import choose_rows
+from refattn.testing.sequences import NOTHING
+from refattn.testing.verdict import Verdict
 
-LAYOUTS = ("bhld", "blhd")
 LSE_BASES = {"e": 1.0, "2": math.log(2)}
-EMPTY_ROWS = {"zeros": 0.0, "nan": math.nan}
-# Parts with wrong rows that are kept for the search for symptoms.
-MOST_PARTS = 64
+EMPTY_ROWS = {"zeros": 0.0, "nan": math.nan, "mean": None, "undefined": None}
 
 Keep = masks.Mask | Array | None
 Add = biases.Bias | Array | None
@@ -40,7 +40,11 @@ def check(
     value: Array,
     *,
     lse: Array | None = None,
-    layout: str = "bhld",
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    seqused_k: Array | None = None,
+    block_table: Array | None = None,
+    layout: str | Layout = "bhld",
     lse_base: str = "e",
     empty_row: str = "zeros",
     contract: Contract | str | None = None,
@@ -52,6 +56,8 @@ def check(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    dropout_mask: Keep = None,
+    dropout_p: float = 0.0,
 ) -> Verdict:
     """Judge a kernel's result by the bound that its declared numerics imply.
 
@@ -69,13 +75,23 @@ def check(
     value : array, shape (..., Hk, S, Ev)
         Values.
     lse : array, shape (..., H, L), optional
-        The kernel's log-sum-exp, checked too where it is given. It has this shape in every layout.
-    layout : {"bhld", "blhd"}, default "bhld"
-        Order of the axes of output, query, key and value: "blhd" is (..., L, H, E).
+        The kernel's log-sum-exp, checked too where it is given. It has this shape in every layout; (H, T), or (T, H) as
+        the layout says, where queries are packed.
+    cu_seqlens_q, cu_seqlens_k : array of int, shape (B + 1,), optional
+        Offsets of sequences that are packed: query and output, key and value are then (T, H, E).
+    seqused_k : array of int, shape (B,), optional
+        How many keys each sequence uses.
+    block_table : array of int, shape (B, max_pages), optional
+        Pages of each sequence: key and value are then (P, page_size, Hk, E), and `seqused_k`, or else `cu_seqlens_k`,
+        says how many keys there are.
+    layout : {"bhld", "blhd", "lbhd"} or layouts.Layout, default "bhld"
+        Order of the axes of output, query, key and value: "blhd" is (..., L, H, E). A `Layout` says the order of the
+        axes of pages too, and of the log-sum-exp.
     lse_base : {"e", "2"}, default "e"
         Base of the logarithm in `lse`.
-    empty_row : {"zeros", "nan"}, default "zeros"
+    empty_row : {"zeros", "nan", "mean", "undefined"}, default "zeros"
         What the output must be where a query may attend to nothing. Its lse must be -inf (the sink, with sinks).
+        "mean" (of all values) and "undefined": such rows are not judged.
     contract : Contract or str, optional
         The kernel's numerics. A string means ``contract.flash`` of that dtype; default: flash of the output's dtype.
     rows : int or integer array, shape (R, n), optional
@@ -85,7 +101,7 @@ def check(
     convention : Convention, optional
         What `refattn.conventions` made of the system's own call: its layout, lse base, empty rows and arguments are
         taken over. An argument given beside it must be the same one.
-    mask, bias, is_causal, scale, softcap, sinks : see `refattn.attention`
+    mask, bias, is_causal, scale, softcap, sinks, dropout_mask, dropout_p : see `refattn.attention`
         What the kernel was asked for.
 
     Returns
@@ -107,6 +123,10 @@ def check(
     it is wrong. Elements about which the bound's theorem claims nothing are counted as not judged; if that is all of
     them, the verdict is not passed.
 
+    With any of the four tables each sequence is a problem with its own L and S, in which masks, biases and their
+    anchors hold; a `mask` or `bias` that is an array is padded, (..., L, S) of the longest. `rows`, and the rows that
+    the verdict names, count along (sequence, head, row of the sequence).
+
     References
     ----------
     .. [1] The theorem and its proof: refattn/contract/README.md.
@@ -123,18 +143,51 @@ def check(
     the right output times 0.5 (fits all 32 wrong rows tried)
     """
     function = "check"
-    given = {"mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "softcap": softcap, "sinks": sinks}
-    words = {"layout": layout, "lse_base": lse_base, "empty_row": empty_row}
+    given = {
+        "mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "softcap": softcap, "sinks": sinks,
+        "dropout_mask": dropout_mask, "dropout_p": dropout_p,
+    }  # fmt: skip
+    words: dict[str, Any] = {"layout": layout, "lse_base": lse_base, "empty_row": empty_row}
     if convention is not None:
         given, words = _merged(function, convention, given, words)
-    for name, choices in (("layout", LAYOUTS), ("lse_base", tuple(LSE_BASES)), ("empty_row", tuple(EMPTY_ROWS))):
-        check_choice(function, name, words[name], choices)
-    call, result = case_on_host(function, output, query, key, value, layout=words["layout"], **given)
-    logs = None if lse is None else _host(function, "lse", lse, "bhld")
-    check_result_shapes(function, call, result, logs, words["layout"])
+    stored = _layout(function, words["layout"])
+    for name, choices in (("lse_base", tuple(LSE_BASES)), ("empty_row", tuple(EMPTY_ROWS))):
+        checks.check_choice(function, name, words[name], choices)
+    tables = {
+        name: x
+        for name, x in (
+            ("cu_seqlens_q", cu_seqlens_q),
+            ("cu_seqlens_k", cu_seqlens_k),
+            ("seqused_k", seqused_k),
+            ("block_table", block_table),
+        )
+        if x is not None
+    }
+    held = None
+    if tables:
+        arrays = {"output": output, "query": query, "key": key, "value": value, "lse": lse}
+        host = {name: _host(function, name, x, "bhld") for name, x in arrays.items() if x is not None}
+        held = sequences.unstored(function, stored, host, tables)
+        packed = cu_seqlens_q is not None
+        result = sequences.result_of(function, "output", host["output"], stored, held, packed=packed)
+        logs = sequences.result_of(function, "lse", host["lse"], stored, held, packed=packed) if "lse" in host else None
+        cases = sequences.chosen(function, held, sequences.arguments_of(function, held, given), rows)
+    else:
+        if convention is not None and convention.key_layout is not None:
+            key, value = (
+                stored_order(_host(function, name, x, convention.key_layout), stored.order)
+                for name, x in (("key", key), ("value", value))
+            )
+        call, result = case_on_host(function, output, query, key, value, layout=stored.order, **given)
+        logs = None if lse is None else _host(function, "lse", lse, "bhld")
+        check_result_shapes(function, call, result, logs, stored.order)
+        cases = [(call, choose_rows(function, call, rows))]
     numerics = resolve(contract, dtype_name(result))
     terms = Terms(numerics, CAPABILITIES.bound, LSE_BASES[words["lse_base"]], EMPTY_ROWS[words["empty_row"]])
-    return verdict_of(call, choose_rows(function, call, rows), terms, result, logs)
+    verdict = verdict_of(cases, terms, result, logs)
+    if held is None:
+        return verdict
+    return sequences.told(function, verdict, held, sequences.arguments_of(function, held, given), terms, result)
 
 
 def assert_attention(output: Array, query: Array, key: Array, value: Array, **arguments: Any) -> Verdict:
@@ -189,63 +242,8 @@ def case_on_host(
     """A checked call and a result of it as NumPy arrays, axes in the order (..., H, L, E), from any libraries."""
     arrays = {"output": output, "query": query, "key": key, "value": value}
     result, *operands = (_host(function, name, x, layout) for name, x in arrays.items())
-    defaults: dict[str, Any] = {
-        "mask": None, "bias": None, "is_causal": False, "scale": None, "softcap": None, "sinks": None,
-    }  # fmt: skip
-    arguments: dict[str, Any] = {name: to_numpy(x) if is_array(x) else x for name, x in (defaults | given).items()}
+    arguments: dict[str, Any] = {name: to_numpy(x) if is_array(x) else x for name, x in (NOTHING | given).items()}
     return prepare(function, *operands, dtype="float64", **arguments), result
-
-
-@quiet
-def verdict_of(
-    call: Call,
-    rows: Rows,
-    terms: Terms,
-    output: npt.NDArray[Any],
-    lse: npt.NDArray[Any] | None,
-    *,
-    explain: bool = True,
-) -> Verdict:
-    """Judge chosen rows of a result whose shapes were checked; where they are wrong, look for what fits."""
-    axes = len(call.lead) + 1
-    of_output, of_lse = Tally(axes, output.shape[-1]), Tally(axes, 0)
-    wrong: list[Part] = []
-    for part in parts(call, rows, terms, output, lse):
-        rows_wrong = of_output.add(part.index, part.rows, part.output)
-        if part.lse is not None:
-            rows_wrong = rows_wrong | of_lse.add(part.index, part.rows, part.lse)
-        if rows_wrong.any():
-            wrong = wrong[:: 1 if len(wrong) < MOST_PARTS else 2]
-            wrong.append(symptoms.thinned(part, np.flatnonzero(rows_wrong)))
-    elements = of_output.elements + of_lse.elements
-    judged = elements - of_output.not_judged - of_lse.not_judged
-    passed = not wrong and (judged > 0 or elements == 0)
-    explain = explain and bool(wrong)
-    tried = symptoms.pick(wrong)
-    return Verdict(
-        passed=passed,
-        budget_used=max(of_output.share, 0.0),
-        lse_budget_used=None if lse is None else max(of_lse.share, 0.0),
-        worst=of_output.worst,
-        worst_lse=of_lse.worst,
-        wrong_rows=np.unique(np.concatenate([*of_output.wrong_rows, *of_lse.wrong_rows]), axis=0),
-        wrong_columns=np.flatnonzero(of_output.wrong_columns),
-        wrong_elements=of_output.wrong_elements,
-        elements=of_output.elements,
-        not_judged=of_output.not_judged + of_lse.not_judged,
-        rows_checked=rows.checked,
-        rows=rows.total,
-        contract=terms.contract,
-        symptoms=symptoms.find(call, terms, tried) if explain else (),
-        passes_under=_passes_under(call, rows, terms, output, lse, tried) if explain else None,
-        notes=_notes(terms.contract, output),
-    )
-
-
-def check_choice(function: str, name: str, value: object, choices: tuple[str, ...]) -> None:
-    """One of a few words."""
-    if value not in choices:
-        raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
 def check_result_shapes(
@@ -255,10 +253,8 @@ def check_result_shapes(
     L, Ev = call.score.lengths[0], call.value.shape[-1]
     expected = (*call.lead, L, Ev)
     if output.shape != expected:
-        swapped = layout == "blhd" and output.ndim > 2
-        axes = "(..., L, H, Ev)" if layout == "blhd" else "(..., H, L, Ev)"
-        want = (*call.lead[:-1], L, call.lead[-1], Ev) if layout == "blhd" else expected
-        got = np.swapaxes(output, -2, -3).shape if swapped else output.shape
+        axes = AXES[layout].replace("E)", "Ev)")
+        want, got = (stored_order(x, layout).shape if x.ndim > 2 else x.shape for x in (np.empty(expected), output))
         raise ValueError(f"{function}: output must have shape {axes}={want}; got {got}.")
     if lse is not None and lse.shape != expected[:-1]:
         raise ValueError(f"{function}: lse must have shape (..., H, L)={expected[:-1]}; got {lse.shape}.")
@@ -271,20 +267,34 @@ def _host(function: str, name: str, x: Array, layout: str) -> npt.NDArray[Any]:
     else:
         checks.check_array(function, name, x)
     array = to_numpy(x)
-    return np.swapaxes(array, -2, -3) if layout == "blhd" and array.ndim > 2 else array
+    if array.ndim != 4 and layout == "lbhd":
+        raise ValueError(f"{function}: {name} must have 4 axes {AXES[layout]}; got {array.shape}.")
+    return logical_order(array, layout) if array.ndim > 2 else array
+
+
+def _layout(function: str, layout: object) -> Layout:
+    """The layout as a record."""
+    if isinstance(layout, Layout):
+        return layout
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        words = ", ".join(map(repr, LAYOUTS))
+        raise ValueError(f"{function}: layout must be one of {words} or a layouts.Layout; got {layout!r}.")
+    return Layout(order=layout)
 
 
 def _merged(
-    function: str, convention: Convention, given: Mapping[str, Any], words: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, str]]:
+    function: str, convention: Convention, given: Mapping[str, Any], words: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments and words with what a convention says in place of defaults."""
     if not isinstance(convention, Convention):
         raise TypeError(
             f"{function}: convention must be a Convention, what a function of refattn.conventions returns; got "
             f"{type(convention).__name__}."
         )
-    defaults = {"is_causal": False, "layout": "bhld", "lse_base": "e", "empty_row": "zeros"}
+    defaults = {"is_causal": False, "dropout_p": 0.0, "layout": "bhld", "lse_base": "e", "empty_row": "zeros"}
     told = {name: getattr(convention, name) for name in words}
+    if isinstance(words["layout"], Layout):
+        told["layout"] = words["layout"]  # a convention knows the order only, which is that of its system's arrays
     for name, x in {**convention.arguments, **told}.items():
         own = {**given, **words}[name]
         if own is not defaults.get(name) and own != defaults.get(name) and own is not x and not _equal(own, x):
@@ -297,32 +307,3 @@ def _merged(
 def _equal(a: object, b: object) -> bool:
     """Whether two words or numbers are the same; arrays are told apart by identity."""
     return isinstance(a, str | int | float) and isinstance(b, str | int | float) and a == b
-
-
-def _passes_under(
-    call: Call,
-    rows: Rows,
-    terms: Terms,
-    output: npt.NDArray[Any],
-    lse: npt.NDArray[Any] | None,
-    tried: list[Part],
-) -> str | None:
-    """Another contract that the same rows pass under: that of stored scores, where this one keeps them."""
-    name = terms.contract.query
-    if name not in FLASH or terms.contract == eager(name):
-        return None
-    other = replace(terms, contract=eager(name))
-    first = Rows(tuple((part.index, part.rows) for part in tried), 0, 0)
-    for chosen in (first, rows):
-        for part in parts(call, chosen, other, output, lse):
-            if part.output.wrong.any() or (part.lse is not None and part.lse.wrong.any()):
-                return None
-    return f"eager({name!r})"
-
-
-def _notes(contract: Contract, output: npt.NDArray[Any]) -> tuple[str, ...]:
-    """A word where the output is of another dtype than the contract says."""
-    got = dtype_name(output)
-    if got == contract.output:
-        return ()
-    return (f"the output is {got}, the contract's is {contract.output}, whose rounding the bound allows",)

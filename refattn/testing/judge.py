@@ -35,7 +35,7 @@ class Terms:
     contract: Contract
     bound: Callable[..., Any] | None
     lse_factor: float = 1.0
-    empty_row: float = 0.0
+    empty_row: float | None = 0.0
 
 
 class Compared(NamedTuple):
@@ -128,8 +128,14 @@ def right_values(operands: Operands, rows: Ints, terms: Terms) -> Right:
         slack = half_ulp((np.abs(lse) + lse_bound) / terms.lse_factor, terms.contract.lse) * terms.lse_factor
         lse_bound += slack + 2 * unit(terms.contract.accumulator) * np.abs(lse)
     empty = (lse == -math.inf) & ~np.isnan(output).any(axis=-1)
-    output[empty], output_bound[empty], lse_bound[empty] = terms.empty_row, 0.0, 0.0
-    return Right(output, lse, output_bound, lse_bound, _overflows(operands, terms.contract))
+    overflows = _overflows(operands, terms.contract)
+    if terms.empty_row is None:
+        # Nothing is claimed there, whatever the kernel writes.
+        output[empty], output_bound[empty], overflows[empty] = 0.0, math.inf, True
+        lse[empty], lse_bound[empty] = 0.0, math.inf
+    else:
+        output[empty], output_bound[empty], lse_bound[empty] = terms.empty_row, 0.0, 0.0
+    return Right(output, lse, output_bound, lse_bound, overflows)
 
 
 def compare(got: Any, expected: Floats, bound: Floats, overflows: npt.NDArray[np.bool_]) -> Compared:
@@ -156,6 +162,7 @@ def _overflows(operands: Operands, contract: Contract) -> npt.NDArray[np.bool_]:
         longest = np.maximum(longest, np.sqrt(np.sum(K[j] ** 2, axis=-1)).max())
         largest = np.maximum(largest, np.abs(V[j]).max(initial=0))
     scores = np.sqrt(np.sum(Q * Q, axis=-1)) * longest * max(1.0, abs(score.scale))
+    largest *= 1.0 if score.dropout is None else score.dropout.factor
     total = largest * S * math.exp(contract.lazy + contract.ahead)
     fits = (
         (8 * scores < min(FORMATS[contract.scores].max, FORMATS[contract.accumulator].max))

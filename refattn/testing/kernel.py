@@ -53,7 +53,8 @@ def check_kernel(spec: KernelSpec, *, quick: bool = False, seed: int = 0) -> Rep
     Input laws: "normal"; "peaked" (queries times 4); "offset" (values plus 4); "rising" (scores that rise along the
     keys, so that each tile brings a new maximum); "coded" (each query aims at one key, so that a lost or misplaced key
     is lost whole); and "smollm2", captured from a model. Each runs at all `lengths`, `dims` and `batch` of the spec.
-    Then each accepted argument is varied by itself. A check that is not run is listed with its reason.
+    Then each accepted argument is varied by itself, and each accepted table by what it is for (see `KernelSpec`). A
+    check that is not run is listed with its reason.
 
     The kernel gets fresh arrays for each call, and they are compared with what they were afterwards. An exception that
     it raises is a finding. Of the rows of large problems 4,096 are checked.
@@ -211,4 +212,6 @@ def _told(given: Inputs) -> dict[str, Any]:
             arguments[name] = f"<{dtype_name(value)} {tuple(value.shape)}>"
         else:
             arguments[name] = f"{value:.6g}" if isinstance(value, float) else repr(value)
+    if given.batch is not None:
+        told["sequences"] = np.stack([given.batch.queries, given.batch.keys], axis=1).tolist()
     return {**told, "dtype": dtype_name(given.query), "arguments": arguments}

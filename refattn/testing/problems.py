@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from refattn import data, masks
 from refattn._core.arrays import round_to
-from refattn.testing.spec import ARGUMENTS, LAWS, KernelSpec
+from refattn.testing import batches
+from refattn.testing.batches import Batch
+from refattn.testing.spec import ARGUMENTS, LAWS, TABLES, KernelSpec
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
@@ -34,17 +36,22 @@ class Problem:
     dims: tuple[int, int]
     seed: tuple[int, ...]
     varied: str | None = None
+    sequences: tuple[tuple[int, int], ...] = ()  # lengths (L, S), where the kernel takes tables
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """NumPy arrays (B, H, L, E) in the contract's dtypes, and the arguments in refattn's and in the kernel's form."""
+    """NumPy arrays (B, H, L, E) in the contract's dtypes, and the arguments in refattn's and in the kernel's form.
+
+    Where the kernel takes tables, `batch` has the lengths of the sequences, and what lies past them is NaN.
+    """
 
     query: Array
     key: Array
     value: Array
     arguments: dict[str, Any] = field(default_factory=dict)
     passed: dict[str, Any] = field(default_factory=dict)
+    batch: Batch | None = None
 
 
 @dataclass(frozen=True)
@@ -73,18 +80,22 @@ def plan(spec: KernelSpec, *, quick: bool, seed: int) -> Iterator[Problem | NotR
     apart = len(shapes) // (2 * len(spec.dims)) * len(spec.dims) + 1
     for number, law in enumerate(LAWS):
         few = [shapes[(7 * number + k * apart) % len(shapes)] for k in range(min(2, len(shapes)))]
-        yield from _problems(law, law, few if quick else shapes, seed)
+        yield from _problems(spec, law, law, few if quick else shapes, seed)
     yield _captured(spec, seed)
     for name in ARGUMENTS:
         yield from _of_argument(spec, name, shapes[-1:] if quick else _thin(shapes), seed)
-    if "mask" in spec.accepts:
-        yield from _problems("empty_rows", "normal", shapes[-1:] if quick else _thin(shapes), seed, "mask")
-    else:
+    if "mask" not in spec.accepts:
         yield NotRun("empty_rows", "function does not accept mask")
+    elif _has_cells(spec):
+        yield from _problems(spec, "empty_rows", "normal", shapes[-1:] if quick else _thin(shapes), seed, "mask")
+    else:
+        yield NotRun("empty_rows", "packed sequences have no array (B, H, L, S)")
     yield NotRun("gradients", "no backward was given" if spec.backward is None else "gradients are not judged yet")
     for name in spec.accepts:
-        if name not in ARGUMENTS:
-            yield NotRun(name, f"{name} comes with layouts")
+        if name in TABLES:
+            yield from _problems(spec, name, "coded", shapes[-1:] if quick else _thin(shapes), seed)
+        elif name not in ARGUMENTS:
+            yield NotRun(name, f"{name} is not varied yet")
 
 
 def _shapes(spec: KernelSpec) -> list[Shape]:
@@ -104,10 +115,22 @@ def _thin(shapes: list[Shape]) -> list[Shape]:
     return shapes[::3]
 
 
-def _problems(check: str, law: str, shapes: list[Shape], seed: int, varied: str | None = None) -> Iterator[Problem]:
+def _problems(
+    spec: KernelSpec, check: str, law: str, shapes: list[Shape], seed: int, varied: str | None = None
+) -> Iterator[Problem]:
     """The problems of one check."""
     for number, (B, lengths, dims) in enumerate(shapes):
-        yield Problem(check, law, B, lengths, dims, (seed, zlib.crc32(check.encode()), number), varied)
+        seeds = (seed, zlib.crc32(check.encode()), number)
+        sequences: tuple[tuple[int, int], ...] = ()
+        if spec.tables:
+            square = varied == "is_causal" or bool(spec.arguments(*lengths).get("is_causal", False))
+            sequences = batches.lengths_of(spec, check, B, lengths, np.random.default_rng((*seeds, 1)), square=square)
+        yield Problem(check, law, B, lengths, dims, seeds, varied, sequences)
+
+
+def _has_cells(spec: KernelSpec) -> bool:
+    """Whether an array (B, H, L, S) tells of each query and key: not where they are packed."""
+    return not {"cu_seqlens_q", "cu_seqlens_k"} & set(spec.tables)
 
 
 def _of_argument(spec: KernelSpec, name: str, shapes: list[Shape], seed: int) -> Iterator[Problem | NotRun]:
@@ -116,11 +139,14 @@ def _of_argument(spec: KernelSpec, name: str, shapes: list[Shape], seed: int) ->
         always = any(name in spec.arguments(L, S) for L, S in spec.lengths)
         yield NotRun(name, f"function does not accept {name}" + ("; all checks compute with it" if always else ""))
         return
+    if name in ("mask", "bias") and not _has_cells(spec):
+        yield NotRun(name, "packed sequences have no array (B, H, L, S)")
+        return
     if name == "is_causal":
         square = [shape for shape in shapes if shape[1][0] == shape[1][1]]
         # Where none of the lengths is square, their larger sides are.
         shapes = square or [(B, (max(n), max(n)), dims) for B, n, dims in shapes[:1]]
-    yield from _problems(name, "normal", shapes, seed, name)
+    yield from _problems(spec, name, "normal", shapes, seed, name)
 
 
 def _captured(spec: KernelSpec, seed: int) -> Problem | NotRun:
@@ -134,7 +160,8 @@ def _captured(spec: KernelSpec, seed: int) -> Problem | NotRun:
     if Hk > available or H // Hk > members // capture.key.shape[1]:
         return NotRun("smollm2", f"it has {available} key heads of {members} query heads each; heads asks for more")
     varied = "is_causal" if "is_causal" in spec.accepts else None
-    return Problem("smollm2", "smollm2", 1, (L, L), (E, E), (seed,), varied)
+    sequences = ((L, L),) if spec.tables else ()
+    return Problem("smollm2", "smollm2", 1, (L, L), (E, E), (seed,), varied, sequences)
 
 
 def inputs(spec: KernelSpec, problem: Problem) -> Inputs:
@@ -142,10 +169,19 @@ def inputs(spec: KernelSpec, problem: Problem) -> Inputs:
     rng = np.random.default_rng(problem.seed)
     H, Hk = spec.heads
     L, S = problem.lengths
+    batch = None
     if problem.law == "smollm2":
         drawn = _smollm2(H, Hk)
+    elif problem.sequences:
+        drawn = batches.drawn(LAW[problem.law], rng, problem.sequences, spec.heads, problem.dims)
+        L, S = drawn[0].shape[-2], drawn[1].shape[-2]
     else:
         drawn = LAW[problem.law](rng, (problem.batch, H, Hk), problem.lengths, problem.dims)
+    if problem.sequences:
+        queries, keys = np.array(problem.sequences, dtype=np.int64).T
+        batch = Batch(queries, keys, problem.seed[-1])
+        if problem.check == "block_table":
+            batch = batches.with_prefix(spec, batch, drawn)
     contract = spec.numerics()
     names = [input_dtype(name) for name in (contract.query, contract.key, contract.value)]
     q, k, v = (round_to(x, name, np) for x, name in zip(drawn, names, strict=True))
@@ -156,15 +192,15 @@ def inputs(spec: KernelSpec, problem: Problem) -> Inputs:
     if "scale" in passed:
         passed["scale"] = 1 / math.sqrt(problem.dims[0])
     if problem.varied is not None:
-        value = _varied(problem, rng, H, names[0])
+        value = _varied(problem, rng, (len(q), H, L, S), names[0])
         passed[problem.varied] = value
-        arguments[problem.varied] = masks.array(value) if problem.varied == "mask" else value
-    return Inputs(q, k, v, arguments, passed)
+        arguments[problem.varied] = masks.array(value) if problem.varied == "mask" and batch is None else value
+    return Inputs(q, k, v, arguments, passed, batch)
 
 
-def _varied(problem: Problem, rng: Rng, H: int, dtype: str) -> Any:
+def _varied(problem: Problem, rng: Rng, shape: tuple[int, int, int, int], dtype: str) -> Any:
     """A value for the argument that a problem varies, as the kernel gets it."""
-    (L, S), E = problem.lengths, problem.dims[0]
+    (B, H, L, S), E = shape, problem.dims[0]
     if problem.varied == "is_causal":
         return True
     if problem.varied == "scale":
@@ -174,13 +210,13 @@ def _varied(problem: Problem, rng: Rng, H: int, dtype: str) -> Any:
     if problem.varied == "sinks":
         return round_to(rng.standard_normal(H) + 1.0, dtype, np)
     if problem.varied == "bias":
-        return round_to(2.0 * rng.standard_normal((problem.batch, H, L, S)), dtype, np)
-    keep = rng.random((problem.batch, H, L, S)) < 0.5
+        return round_to(2.0 * rng.standard_normal(shape), dtype, np)
+    keep = rng.random(shape) < 0.5
     if problem.check == "empty_rows":
         keep[..., ::3, :] = False
     else:
         # Each row sees a key, and one in four sees a run of keys as in a padded batch.
-        keep[..., ::4, :] = np.arange(S) < rng.integers(1, S + 1, size=(problem.batch, 1, 1, 1))
+        keep[..., ::4, :] = np.arange(S) < rng.integers(1, S + 1, size=(B, 1, 1, 1))
         keep[..., np.arange(L), rng.integers(0, S, size=L)] = True
     return keep
 

@@ -179,5 +179,7 @@ def problem_text(problem: dict[str, Any]) -> str:
     """A problem in one line."""
     shapes = ", ".join(f"{name} {tuple(problem[name])}" for name in ("query", "key", "value"))
     arguments = "".join(f", {name}={value}" for name, value in problem["arguments"].items())
+    if "sequences" in problem:
+        shapes += f", sequences (L, S) {', '.join(str(tuple(pair)) for pair in problem['sequences'])}"
     source = problem["source"] if "source" in problem else f"law {problem['law']}, seed {tuple(problem['seed'])}"
     return f"{shapes}, {problem['dtype']}{arguments}, {source}"

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from refattn import layouts
 from refattn._call import Call, prepare
 from refattn._core.arrays import Array, dtype_name, from_numpy, is_array, library_of, to_numpy
-from refattn.testing.checking import LSE_BASES, verdict_of
+from refattn.testing import sequences
+from refattn.testing.batches import stored
+from refattn.testing.checking import LSE_BASES
 from refattn.testing.judge import Terms
 from refattn.testing.problems import Inputs
+from refattn.testing.ruling import verdict_of
 from refattn.testing.sampling import SAMPLE, Rows, choose_rows, work
+from refattn.testing.sequences import Sequences
 from refattn.testing.spec import ARGUMENTS, KernelSpec
 from refattn.testing.verdict import Verdict
 
@@ -22,6 +28,7 @@ from refattn.testing.verdict import Verdict
 MOST_WORK = 4e9
 
 FUNCTION = "check_kernel"
+OPERANDS = ("query", "key", "value")
 
 
 class Fault(NamedTuple):
@@ -41,15 +48,12 @@ class Outcome(NamedTuple):
 
 def run(spec: KernelSpec, given: Inputs, *, explain: bool = True) -> Outcome:
     """Call the kernel on fresh copies, and judge what it returns; look for symptoms where asked to."""
-    call = prepared(spec, given)
-    operands = [_moved(spec, x, spec.layout) for x in (given.query, given.key, given.value)]
-    named = {name: _moved(spec, x, "bhld") if isinstance(x, np.ndarray) else x for name, x in given.passed.items()}
-    try:
-        result = spec.function(*operands, **named)
-    except Exception as error:
-        text = _raised(spec.function, error)
-        return Outcome(None, (Fault("raised", text, text),))
-    faults = list(_touched(spec, given, operands, named))
+    call = None if given.batch is not None else prepared(spec, given)
+    handed = _handed(spec, given)
+    moved, result = _called(spec, given, handed)
+    if isinstance(result, Fault):
+        return Outcome(None, (result,))
+    faults = list(_touched(handed, moved))
     arrays = _unpacked(spec, result)
     if isinstance(arrays, Fault):
         return Outcome(None, (*faults, arrays))
@@ -58,14 +62,64 @@ def run(spec: KernelSpec, given: Inputs, *, explain: bool = True) -> Outcome:
         text = f"returned an output of {dtype_name(arrays[0])}; the contract says {contract.output}"
         faults.append(_returned(text))
     host = [to_numpy(x) for x in arrays]
-    if (wrong := _misshapen(spec, call, host)) is not None:
+    if (wrong := _misshapen(spec, _sequences(spec, given), host)) is not None:
         return Outcome(None, (*faults, wrong))
-    output = np.swapaxes(host[0], -2, -3) if spec.layout == "blhd" else host[0]
     bound: Callable[..., Any] = spec.method.capabilities.bound  # type: ignore[attr-defined]
     terms = Terms(contract, bound, LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"])
-    lse = host[1] if len(host) > 1 else None
-    verdict = verdict_of(call, _rows(call), terms, output, lse, explain=explain)
+    if call is not None:
+        output, lse = _logical(spec, _sequences(spec, given), host)
+        return Outcome(verdict_of([(call, _rows(call))], terms, output, lse, explain=explain), tuple(faults))
+    verdict = _of_sequences(spec, given, host, terms, explain=explain)
+    if explain and not verdict.passed and not np.isfinite(host[0].astype(np.float64)).all():
+        notes = _read_from(spec, given, terms)
+        verdict = replace(verdict, notes=(*verdict.notes, *notes))
     return Outcome(verdict, tuple(faults))
+
+
+def _called(spec: KernelSpec, given: Inputs, handed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, Array], Any]:
+    """The arrays that the kernel got, and what it returned or raised."""
+    moved = {name: _moved(spec, x) for name, x in handed.items()}
+    named = {name: moved.get(name, x) for name, x in given.passed.items()}
+    try:
+        return moved, spec.function(*(moved[name] for name in OPERANDS), **named)
+    except Exception as error:
+        text = _raised(spec.function, error)
+        return moved, Fault("raised", text, text)
+
+
+def _of_sequences(
+    spec: KernelSpec, given: Inputs, host: list[npt.NDArray[Any]], terms: Terms, *, explain: bool
+) -> Verdict:
+    """The verdict on what the kernel returned for sequences, each a problem of its own."""
+    held = _sequences(spec, given)
+    varied = sequences.arguments_of(FUNCTION, held, given.arguments)
+
+    def arguments(b: int, l: int, s: int) -> dict[str, Any]:
+        return {**varied(b, l, s), **spec.arguments(l, s)}
+
+    output, lse = _logical(spec, held, host)
+    cases = sequences.chosen(FUNCTION, held, arguments, most=MOST_WORK)
+    verdict = verdict_of(cases, terms, output, lse, explain=explain)
+    return sequences.told(FUNCTION, verdict, held, arguments, terms, output, explain=explain)
+
+
+def _read_from(spec: KernelSpec, given: Inputs, terms: Terms) -> tuple[str, ...]:
+    """Where NaN in a result was read: the kernel runs again with zeros in some of the cells of no token."""
+    paged = "block_table" in spec.tables
+    tails = "the tail of a last page" if paged else "the cells behind a sequence's keys"
+    for where, fills in ((tails, {"tails": 0.0}), ("a page of no sequence", {"unused": 0.0})):
+        _, result = _called(spec, given, _handed(spec, given, **fills))
+        arrays = result if isinstance(result, Fault) else _unpacked(spec, result)
+        if isinstance(arrays, Fault):
+            continue
+        host = [to_numpy(x) for x in arrays]
+        if _misshapen(spec, _sequences(spec, given), host) is not None:
+            continue
+        if _of_sequences(spec, given, host, terms, explain=False).passed:
+            return (f"NaN is read from {where}: with zeros there the result is right, so they have weight 0",)
+        if np.isfinite(host[0].astype(np.float64)).all():
+            return (f"NaN is read from {where}: with zeros there the result is finite and wrong, so they take part",)
+    return ()
 
 
 def prepared(spec: KernelSpec, given: Inputs) -> Call:
@@ -84,10 +138,46 @@ def _rows(call: Call) -> Rows:
     return choose_rows(FUNCTION, call, None if cheap else SAMPLE)
 
 
-def _moved(spec: KernelSpec, x: npt.NDArray[Any], layout: str) -> Array:
-    """A copy of the kernel's own, C-ordered in its layout."""
-    ordered = np.array(np.swapaxes(x, -2, -3) if layout == "blhd" else x, order="C", copy=True)
-    return from_numpy(ordered, library=spec.arrays, device=spec.device)
+def _handed(spec: KernelSpec, given: Inputs, **fills: float) -> dict[str, npt.NDArray[Any]]:
+    """The arrays that the kernel gets, in NumPy: operands in its layout, tables, and the arguments that are arrays."""
+    operands: list[npt.NDArray[Any]] = [given.query, given.key, given.value]
+    tables: dict[str, npt.NDArray[Any]] = {}
+    if given.batch is not None:
+        operands, tables = stored(spec, given.batch, operands, **fills)
+    else:
+        operands = [layouts.to_order(x, spec.stored.order) for x in operands]
+    arrays = {name: x for name, x in given.passed.items() if isinstance(x, np.ndarray)}
+    return {**dict(zip(OPERANDS, operands, strict=True)), **arrays, **tables}
+
+
+def _moved(spec: KernelSpec, x: npt.NDArray[Any]) -> Array:
+    """A copy of the kernel's own: C-ordered, or a view with margins of NaN where the layout says so."""
+    new = from_numpy(np.array(x, order="C", copy=True), library=spec.arrays, device=spec.device)
+    if spec.stored.margin and dtype_name(x).startswith(("float", "bfloat")):
+        return layouts.poisoned(new, margin=[spec.stored.margin] * (x.ndim - 1) + [0])
+    return new
+
+
+def _sequences(spec: KernelSpec, given: Inputs) -> Sequences:
+    """The operands with the lengths of their sequences, all the same where the kernel takes no tables."""
+    (B, L), S = (given.query.shape[0], given.query.shape[-2]), given.key.shape[-2]
+    if given.batch is None:
+        return Sequences(given.query, given.key, given.value, np.full(B, L), np.full(B, S))
+    page_size = spec.stored.page_size if "block_table" in spec.tables else None
+    return Sequences(given.query, given.key, given.value, given.batch.queries, given.batch.keys, page_size)
+
+
+def _logical(
+    spec: KernelSpec, held: Sequences, host: list[npt.NDArray[Any]]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """Output (B, H, L, Ev) and log-sum-exp (B, H, L) of what the kernel returned."""
+    packed = "cu_seqlens_q" in spec.tables
+    output, lse, *_ = (
+        None if x is None else sequences.result_of(FUNCTION, name, x, spec.stored, held, packed=packed)
+        for name, x in zip(("output", "lse"), (*host, None), strict=False)
+    )
+    assert output is not None
+    return output, lse
 
 
 def _raised(function: Callable[..., Any], error: Exception) -> str:
@@ -99,18 +189,13 @@ def _raised(function: Callable[..., Any], error: Exception) -> str:
     return f"raised {last}" + (f" (line {frame.lineno} of {frame.filename})" if frame else "")
 
 
-def _touched(spec: KernelSpec, given: Inputs, operands: list[Array], named: dict[str, Any]) -> list[Fault]:
+def _touched(handed: dict[str, npt.NDArray[Any]], moved: dict[str, Array]) -> list[Fault]:
     """Which inputs the kernel changed."""
-    pairs = [
-        *zip(("query", "key", "value"), (given.query, given.key, given.value), operands, strict=True),
-        *((name, x, named[name]) for name, x in given.passed.items() if isinstance(x, np.ndarray)),
+    found = [
+        name
+        for name, before in handed.items()
+        if np.ascontiguousarray(before).tobytes() != np.ascontiguousarray(to_numpy(moved[name])).tobytes()
     ]
-    found = []
-    for name, before, after in pairs:
-        layout = spec.layout if name in ("query", "key", "value") else "bhld"
-        asked = np.ascontiguousarray(np.swapaxes(before, -2, -3) if layout == "blhd" else before)
-        if asked.tobytes() != np.ascontiguousarray(to_numpy(after)).tobytes():
-            found.append(name)
     text = f"changed its inputs: {', '.join(found)}"
     return [Fault("changed its inputs", text, text)] if found else []
 
@@ -132,14 +217,14 @@ def _unpacked(spec: KernelSpec, result: Any) -> list[Array] | Fault:
     return found
 
 
-def _misshapen(spec: KernelSpec, call: Call, host: list[npt.NDArray[Any]]) -> Fault | None:
+def _misshapen(spec: KernelSpec, held: Sequences, host: list[npt.NDArray[Any]]) -> Fault | None:
     """A result of the wrong shape."""
-    *batch, H = call.lead
-    L, Ev = call.score.lengths[0], call.value.shape[-1]
-    output = (*batch, L, H, Ev) if spec.layout == "blhd" else (*batch, H, L, Ev)
-    for name, expected, x in zip(spec.returns, (output, (*call.lead, L)), host, strict=False):
+    packed = "cu_seqlens_q" in spec.tables
+    for name, returned, x in zip(("output", "lse"), spec.returns, host, strict=False):
+        expected, _ = sequences.result_shape(name, spec.stored, held, packed=packed)
         if x.shape != expected:
-            return _returned(f"returned {name} of shape {x.shape}; it must have shape {expected}", f"shape of {name}")
+            text = f"returned {returned} of shape {x.shape}; it must have shape {expected}"
+            return _returned(text, f"shape of {returned}")
     return None
 
 

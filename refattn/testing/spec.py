@@ -9,15 +9,18 @@ from typing import Any
 
 from refattn._core.choice import Capabilities
 from refattn.contract import Contract, resolve, softmax_bound
+from refattn.layouts import Layout
+from refattn.layouts.orders import ORDERS
 from refattn.methods.exact.interface import attention
 
 # Arguments of attention that a kernel may take, and those that come with ways of storing its operands.
 ARGUMENTS = ("mask", "bias", "is_causal", "scale", "softcap", "sinks")
-STORAGE = ("descale", "block_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
+TABLES = ("block_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
+STORAGE = ("descale", *TABLES)
 LAWS = ("normal", "peaked", "offset", "rising", "coded")
 CHECKS = (*LAWS, "smollm2", *ARGUMENTS, "empty_rows", "gradients", *STORAGE)
 
-LAYOUTS = ("bhld", "blhd")
+LAYOUTS = ORDERS
 LIBRARIES = ("numpy", "torch", "jax", "cupy")
 LENGTHS = ((1, 1), (1, 129), (16, 16), (63, 65), (128, 128), (127, 257), (257, 65))
 
@@ -44,16 +47,16 @@ class KernelSpec:
         Names of the arguments that the kernel takes and the judge varies: "mask", "bias", "is_causal", "scale",
         "softcap", "sinks". A mask comes as a boolean array and a bias as one in the query's dtype, both (B, H, L, S);
         sinks (H,) in the query's dtype; scale always as a number; what is not varied as None, and is_causal as False.
-        "descale", "block_table", "cu_seqlens_q", "cu_seqlens_k" and "seqused_k" may be named, get None, and are listed
-        as not run.
+        "cu_seqlens_q", "cu_seqlens_k", "seqused_k" and "block_table" say that the operands are packed or paged: see
+        Notes. "descale" may be named, gets None, and is listed as not run.
     returns : sequence of str, optional
         ("output",), ("output", "lse") or ("output", "lse2"): lse2 is in base 2. Both have shape (B, H, L) in every
-        layout.
+        layout, and (H, T) where queries are packed, or (T, H) if the layout's `lse` is "th".
     contract : Contract or str, optional
         The numerics; its query, key and value formats are the inputs' dtypes. A string means ``contract.flash`` of it.
         Default: flash("float32").
-    layout : {"bhld", "blhd"}, default "bhld"
-        Order of the axes of query, key, value and output.
+    layout : {"bhld", "blhd", "lbhd"} or layouts.Layout, default "bhld"
+        Order of the axes of query, key, value and output; a `Layout` says the size of pages too, and more.
     arrays : {"numpy", "torch", "jax", "cupy"}, default "numpy"
         Library of the arrays that the kernel gets.
     device : object, optional
@@ -79,6 +82,22 @@ class KernelSpec:
     ValueError
         For values that are none of the choices.
 
+    Notes
+    -----
+    How the operands are stored follows from what the kernel accepts; all tables are int32 arrays of its own library,
+    and masks, biases and the lengths in `computes` hold for each sequence by itself, with its own L and S:
+
+    - "cu_seqlens_q" (B + 1,): query and output are packed, (Tq, H, E) and (Tq, H, Ev).
+    - "cu_seqlens_k" (B + 1,): key and value are packed, (Tk, Hk, E) and (Tk, Hk, Ev).
+    - "block_table" (B, max_pages): key and value are pages, (P, page_size, Hk, E). Their lengths come as "seqused_k" or
+      "cu_seqlens_k", one of which must be accepted too. Entries past a sequence's last page name a page of NaN.
+    - "seqused_k" (B,): numbers of keys; without pages, key and value are longer than that.
+
+    Cells that belong to no token hold NaN: page tails, unused pages, what lies past ``seqused_k``. A kernel that lets
+    them take part, or multiplies them by a weight of 0, is wrong. Of each of the kernel's `lengths` (L, S) and some
+    shorter ones a batch is made, of `batch` + 2 sequences. Each of the tables has a check by its own name with what it
+    is for: sequences without queries or without keys, one key, both sides of page edges, shared pages.
+
     Examples
     --------
     >>> import refattn as ra
@@ -93,7 +112,7 @@ class KernelSpec:
     accepts: Sequence[str] = ()
     returns: Sequence[str] = ("output",)
     contract: Contract | str | None = None
-    layout: str = "bhld"
+    layout: str | Layout = "bhld"
     arrays: str = "numpy"
     device: object = None
     batch: Sequence[int] = (1, 2)
@@ -126,9 +145,14 @@ class KernelSpec:
             raise ValueError(_message("returns", rule, self.returns))
         if self.contract is not None:
             self._keep("contract", resolve(self.contract, "float32"))
-        for name, choices in (("layout", LAYOUTS), ("arrays", LIBRARIES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(_message(name, f"be one of {', '.join(map(repr, choices))}", getattr(self, name)))
+        if "block_table" in self.accepts and not {"seqused_k", "cu_seqlens_k"} & set(self.accepts):
+            rule = 'name "seqused_k" or "cu_seqlens_k" beside "block_table"'
+            raise ValueError(_message("accepts", rule, ", ".join(self.accepts)))
+        if not isinstance(self.layout, Layout) and self.layout not in LAYOUTS:
+            rule = f"be one of {', '.join(map(repr, LAYOUTS))} or a layouts.Layout"
+            raise ValueError(_message("layout", rule, repr(self.layout)))
+        if self.arrays not in LIBRARIES:
+            raise ValueError(_message("arrays", f"be one of {', '.join(map(repr, LIBRARIES))}", self.arrays))
         self._keep("batch", _sizes("batch", self.batch))
         heads = _sizes("heads", self.heads)
         if len(heads) != 2 or heads[0] % heads[1]:
@@ -142,6 +166,16 @@ class KernelSpec:
     def features(self) -> tuple[tuple[int, int], ...]:
         """The dims as pairs (E, Ev)."""
         return _pairs("dims", self.dims)
+
+    @property
+    def stored(self) -> Layout:
+        """The layout as a record."""
+        return self.layout if isinstance(self.layout, Layout) else Layout(order=self.layout)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that the kernel takes, which say that its operands are packed, paged or padded."""
+        return tuple(name for name in TABLES if name in self.accepts)
 
     @property
     def name(self) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refattn import masks
+from refattn import layouts, masks
 from refattn._core.arrays import dtype_name, dtype_of, round_to
+from refattn.testing.batches import Batch
 from refattn.testing.checking import check
 from refattn.testing.kernel import check_inputs
 from refattn.testing.problems import Inputs, input_dtype
@@ -26,7 +27,8 @@ def check_file(spec: KernelSpec | None, path: str, **arguments: Any) -> Report |
     """Run a kernel on the inputs in a file; without one, judge the result that the file holds.
 
     The file's arrays are named query, key, value and, where there are any, mask, bias, sinks, output, lse, in the
-    layout of the spec or the arguments. Arrays that NumPy has no dtype for are taken for the contract's.
+    layout of the spec or the arguments; for a kernel that takes tables they are sequences of full length, which are
+    packed or paged for it. Arrays that NumPy has no dtype for are taken for the contract's.
     """
     found = _read(path)
     if spec is None:
@@ -47,8 +49,7 @@ def check_file(spec: KernelSpec | None, path: str, **arguments: Any) -> Report |
     formats = _formats(spec.numerics())
     arrays = {name: _typed(path, name, x, formats[name]) for name, x in found.items()}
     arrays = {name: _rounded(x, formats[name]) if name in OPERANDS else x for name, x in arrays.items()}
-    if spec.layout == "blhd":
-        arrays = {name: np.swapaxes(x, -2, -3) if name in OPERANDS and x.ndim > 2 else x for name, x in arrays.items()}
+    arrays = {name: layouts.from_order(x, spec.stored.order) if name in OPERANDS else x for name, x in arrays.items()}
     query, key, value = (arrays[name] for name in OPERANDS)
     passed: dict[str, Any] = {name: arrays.get(name) for name in spec.accepts}
     if "is_causal" in passed:
@@ -56,7 +57,16 @@ def check_file(spec: KernelSpec | None, path: str, **arguments: Any) -> Report |
     if "scale" in passed:
         passed["scale"] = 1 / math.sqrt(query.shape[-1])
     own = spec.arguments(query.shape[-2], key.shape[-2])
-    return check_inputs(spec, Inputs(query, key, value, own | {name: arrays[name] for name in named}, passed), path)
+    batch = None
+    if spec.tables:
+        if query.ndim != 4:
+            raise ValueError(
+                f"check: query in {path} must have 4 axes (B, H, L, E) for a kernel that accepts "
+                f"{', '.join(spec.tables)}; got {query.shape}."
+            )
+        batch = Batch(np.full(len(query), query.shape[2]), np.full(len(query), key.shape[2]))
+    given = Inputs(query, key, value, own | {name: arrays[name] for name in named}, passed, batch)
+    return check_inputs(spec, given, path)
 
 
 def _read(path: str) -> dict[str, Any]:

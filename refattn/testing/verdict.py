@@ -75,6 +75,8 @@ class Verdict:
         Another contract under which the same rows pass.
     notes : tuple of str
         What else was seen.
+    entry : str
+        What an entry of the batch is called: "batch", or "sequence" where each has its own L and S.
     """
 
     passed: bool
@@ -93,6 +95,7 @@ class Verdict:
     symptoms: tuple[str, ...] = ()
     passes_under: str | None = None
     notes: tuple[str, ...] = ()
+    entry: str = "batch"
 
     @property
     def text(self) -> str:
@@ -134,7 +137,7 @@ class Verdict:
             ("lse", self.worst_lse, self.lse_budget_used),
         ):
             if element is not None and used is not None:
-                found.append(f"  {name}: {_worst(element, used, name)}")
+                found.append(f"  {name}: {_worst(element, used, name, self.entry)}")
         if len(self.wrong_rows):
             found.append(f"  where: {self._where()}")
         found += [f"  symptom: {symptom}" for symptom in self.symptoms]
@@ -168,7 +171,7 @@ class Verdict:
         *batch, head, row = self.wrong_rows.T
         found = [f"heads {runs(head)}", f"rows {runs(row)}"]
         if len(batch) == 1:
-            found.insert(0, f"batch {runs(batch[0])}")
+            found.insert(0, f"{self.entry} {runs(batch[0])}")
         elif batch:
             entries = len(np.unique(self.wrong_rows[:, :-2], axis=0))
             found.insert(0, f"{entries:,} batch entries")
@@ -208,18 +211,18 @@ def share_text(share: float) -> str:
     return f"{share:.2f}" if share < 100 else f"{share:,.0f}" if share < 1e6 else f"{share:.1e}"
 
 
-def place(index: Sequence[int], *, columns: bool) -> str:
+def place(index: Sequence[int], *, columns: bool, entry: str = "batch") -> str:
     """An index in words: batch 0, head 3, row 255, column 17."""
     *batch, head, row = index[:-1] if columns else index
     words = [f"head {head}", f"row {row}"]
     if batch:
-        words.insert(0, f"batch {batch[0] if len(batch) == 1 else tuple(batch)}")
+        words.insert(0, f"{entry} {batch[0] if len(batch) == 1 else tuple(batch)}")
     return ", ".join([*words, f"column {index[-1]}"] if columns else words)
 
 
-def _worst(element: Element, used: float, name: str) -> str:
+def _worst(element: Element, used: float, name: str, entry: str) -> str:
     """The worst number of a result."""
-    where = place(element.index, columns=name == "output")
+    where = place(element.index, columns=name == "output", entry=entry)
     sign = "<=" if used <= 1 else ">"
     return (
         f"largest share of the budget at {where}: got {element.got:.8g}, expected {element.expected:.8g}, |error| "

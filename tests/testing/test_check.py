@@ -295,9 +295,17 @@ def test_assert_attention_raises_with_the_text() -> None:
             "check: output must have shape (..., L, H, Ev)=(2, 40, 4, 16); got (4, 40, 16).",
         ),
         ({"lse": normal((2, 40, 4))}, ValueError, "check: lse must have shape (..., H, L)=(2, 4, 40); got (2, 40, 4)."),
-        ({"layout": "bshd"}, ValueError, "check: layout must be one of 'bhld', 'blhd'; got 'bshd'."),
+        (
+            {"layout": "bshd"},
+            ValueError,
+            "check: layout must be one of 'bhld', 'blhd', 'lbhd' or a layouts.Layout; got 'bshd'.",
+        ),
         ({"lse_base": "10"}, ValueError, "check: lse_base must be one of 'e', '2'; got '10'."),
-        ({"empty_row": "mean"}, ValueError, "check: empty_row must be one of 'zeros', 'nan'; got 'mean'."),
+        (
+            {"empty_row": "ones"},
+            ValueError,
+            "check: empty_row must be one of 'zeros', 'nan', 'mean', 'undefined'; got 'ones'.",
+        ),
         (
             {"convention": "torch"},
             TypeError,

@@ -79,7 +79,16 @@ def test_what_a_kernel_always_computes_may_depend_on_the_lengths() -> None:
             ValueError,
             "KernelSpec: returns must be ('output',), ('output', 'lse') or ('output', 'lse2'); got ('lse', 'output').",
         ),
-        ({"layout": "paged"}, ValueError, "KernelSpec: layout must be one of 'bhld', 'blhd'; got paged."),
+        (
+            {"layout": "paged"},
+            ValueError,
+            "KernelSpec: layout must be one of 'bhld', 'blhd', 'lbhd' or a layouts.Layout; got 'paged'.",
+        ),
+        (
+            {"accepts": ("block_table",)},
+            ValueError,
+            'KernelSpec: accepts must name "seqused_k" or "cu_seqlens_k" beside "block_table"; got block_table.',
+        ),
         (
             {"arrays": "tensorflow"},
             ValueError,
