@@ -50,10 +50,12 @@ def main():
         ours.append(seconds(ra.attention, query, key, value))
         by_hand.append(seconds(three_lines, query, key, value))
     ratio = min(ours) / min(by_hand)
+    flops = ra.cost(ra.attention, query, key, value).flops
     imports = [import_seconds("import refattn") for _ in range(repeat)]
     first_use = [import_seconds("import refattn; refattn.attention") for _ in range(repeat)]
     print(f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
     print(f"attention 1x8x1024x64 float64 / three NumPy lines: {ratio:.2f} (minimum of {repeat}, alternating)")
+    print(f"attention 1x8x1024x64 float64: {1e-9 * flops / min(ours):.1f} Gflop/s")
     print(
         f"import refattn, NumPy loaded: {1e3 * min(imports):.1f} ms; with its first use: {1e3 * min(first_use):.1f} ms"
     )

@@ -17,7 +17,7 @@ def forms(*, rows: bool) -> list[str]:
     return [
         f"{declared.function}/{form}"
         for declared in public
-        if isinstance(declared, ra.Capabilities) and "mask" in declared.arguments
+        if isinstance(declared, ra.Capabilities) and declared.inputs == ("query", "key", "value")
         if ("rows" in declared.arguments) == rows
         for form in declared.implementations
     ]
