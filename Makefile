@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all mutants lint bench docs clean
 
 demo: $(VENV)/dev.stamp
 	$(BIN)/python docs/examples/demo.py
@@ -18,6 +18,11 @@ test: $(VENV)/dev.stamp
 
 test-all: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=long
+
+# Are the tests strict? The code of the lowest rooms, broken in every small way, about MINUTES on two cores.
+mutants: $(VENV)/mutants.stamp
+	rm -rf mutants
+	$(BIN)/python tests/mutants/run.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
@@ -38,7 +43,7 @@ docs: $(VENV)/docs.stamp
 	@echo "docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) demo.png .asv .hypothesis .mypy_cache .pytest_cache .ruff_cache .rumdl_cache build dist docs/_build docs/_generated
+	rm -rf $(VENV) demo.png .asv .hypothesis .mypy_cache .pytest_cache .ruff_cache .rumdl_cache build dist mutants docs/_build docs/_generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/made.stamp:
@@ -50,6 +55,10 @@ $(VENV)/dev.stamp: pyproject.toml | $(VENV)/made.stamp
 	$(PIP) --editable ".[plot,testing]" --group dev
 	@test -z "$(TORCH)" || $(PIP) "$(TORCH)" || \
 	  echo "NOTE: $(TORCH) was not installed. Tests of PyTorch will be counted as skipped; the demo leaves PyTorch out."
+	touch $@
+
+$(VENV)/mutants.stamp: pyproject.toml | $(VENV)/dev.stamp
+	$(PIP) --group mutants
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/dev.stamp

@@ -6,46 +6,72 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refattn import biases, contract, conventions, data, masks, testing
+    from refattn import biases, contract, conventions, data, layouts, masks, testing
     from refattn._call import AttentionResult
     from refattn._core.arrays import from_numpy, to_numpy
     from refattn._core.choice import Capabilities, ConventionError, ImplementationError
+    from refattn._core.cost import Cost
+    from refattn._cost import cost
     from refattn.contract import Contract
+    from refattn.methods.exact.backward import AttentionGradient, attention_gradient
     from refattn.methods.exact.interface import attention
     from refattn.methods.exact.merge import merge_states
     from refattn.methods.exact.rows import attention_rows
+    from refattn.methods.exact.scores import attention_scores
+    from refattn.transforms import LatentAttention, absorb_mla, expand_mla, rotary_cos_sin, rotary_embedding
 
 __version__ = "0.1.0"
 
 __all__ = (
+    "AttentionGradient",
     "AttentionResult",
     "Capabilities",
     "Contract",
     "ConventionError",
+    "Cost",
     "ImplementationError",
+    "LatentAttention",
+    "absorb_mla",
     "attention",
+    "attention_gradient",
     "attention_rows",
+    "attention_scores",
     "biases",
     "contract",
     "conventions",
+    "cost",
     "data",
+    "expand_mla",
     "from_numpy",
+    "layouts",
     "masks",
     "merge_states",
+    "rotary_cos_sin",
+    "rotary_embedding",
     "testing",
     "to_numpy",
 )
 
 _HOMES = {
+    "AttentionGradient": "methods.exact.backward",
     "AttentionResult": "_call",
     "Capabilities": "_core.choice",
     "Contract": "contract",
     "ConventionError": "_core.choice",
+    "Cost": "_core.cost",
     "ImplementationError": "_core.choice",
+    "LatentAttention": "transforms",
+    "absorb_mla": "transforms",
     "attention": "methods.exact.interface",
+    "attention_gradient": "methods.exact.backward",
     "attention_rows": "methods.exact.rows",
+    "attention_scores": "methods.exact.scores",
+    "cost": "_cost",
+    "expand_mla": "transforms",
     "from_numpy": "_core.arrays",
     "merge_states": "methods.exact.merge",
+    "rotary_cos_sin": "transforms",
+    "rotary_embedding": "transforms",
     "to_numpy": "_core.arrays",
 }
 

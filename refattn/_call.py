@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from refattn import biases, masks
 from refattn._core import checks
 from refattn._core.arrays import (
@@ -17,9 +19,11 @@ from refattn._core.arrays import (
     dtype_of,
     float64,
     known,
+    library_of_namespace,
     round_to,
+    taken,
 )
-from refattn._core.score import Score
+from refattn._core.score import Dropout, Score
 
 
 class AttentionResult(NamedTuple):
@@ -65,9 +69,9 @@ class Upcast:
         """The cells, in float64."""
         return float64(self.array[item], self.xp)
 
-    def take(self, rows: Array) -> Array:
-        """The rows (axis 0) at an array of positions, in float64."""
-        return float64(self.xp.take(self.array, rows, axis=0), self.xp)
+    def take(self, rows: np.ndarray[Any, Any]) -> Array:
+        """The rows at an array of positions, in float64."""
+        return float64(taken(self.array, rows, -2, self.xp), self.xp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +93,14 @@ class Call:
     def grouped(self) -> tuple[Array, Array, Array]:
         """Float64 arrays (..., Hk, G, L, E), (..., Hk, 1, S, E) and (..., Hk, 1, S, Ev): GQA by broadcasting."""
         q, k, v = (float64(x, self.xp) for x in (self.query, self.key, self.value))
+        return self.split(q, 2), self.xp.expand_dims(k, axis=-3), self.xp.expand_dims(v, axis=-3)
+
+    def split(self, x: Array, axes: int) -> Array:
+        """(..., H, *axes) as (..., Hk, G, *axes)."""
+        at = len(x.shape) - axes
         groups = self.score.groups
         assert groups is not None
-        return (
-            self.xp.reshape(q, (*q.shape[:-3], *groups, *q.shape[-2:])),
-            self.xp.expand_dims(k, axis=-3),
-            self.xp.expand_dims(v, axis=-3),
-        )
+        return self.xp.reshape(x, (*x.shape[: at - 1], *groups, *x.shape[at:]))
 
     def slab(self, index: tuple[int, ...]) -> Slab:
         """One batch entry and query head, with the key head that it reads."""
@@ -123,7 +128,7 @@ def prepare(
     function: str,
     query: Array,
     key: Array,
-    value: Array,
+    value: Array | None,
     *,
     mask: masks.Mask | Array | None,
     bias: biases.Bias | Array | None,
@@ -131,10 +136,13 @@ def prepare(
     scale: float | None,
     softcap: float | None,
     sinks: Array | None,
+    dropout_mask: masks.Mask | Array | None = None,
+    dropout_p: float = 0.0,
     dtype: object,
+    has_value: bool = True,
 ) -> Call:
-    """Check the arguments that all of softmax attention shares, and gather them."""
-    for name, x in (("query", query), ("key", key), ("value", value)):
+    """Check the arguments that all of softmax attention shares, and gather them; scores alone have no value."""
+    for name, x in (("query", query), ("key", key), ("value", value))[: 3 if has_value else 2]:
         checks.check_array(function, name, x)
     if sinks is not None:
         checks.check_array(function, "sinks", sinks, FLOATS)
@@ -142,15 +150,26 @@ def prepare(
         checks.check_array(function, "bias", bias, FLOATS)
     bias_array = None if isinstance(bias, biases.Bias) else bias
     keep = masks.as_mask(function, mask)
-    mask_array = None if keep is mask else mask
-    xp = array_namespace(function, query=query, key=key, value=value, mask=mask_array, bias=bias_array, sinks=sinks)
+    kept = masks.as_mask(function, dropout_mask, "dropout_mask")
+    xp = array_namespace(
+        function,
+        query=query,
+        key=key,
+        value=value,
+        mask=None if keep is mask else mask,
+        bias=bias_array,
+        sinks=sinks,
+        dropout_mask=None if kept is dropout_mask else dropout_mask,
+    )
     checks.check_attention_shapes(function, query, key, value)
     lead, L, S = tuple(query.shape[:-2]), query.shape[-2], key.shape[-2]
     name = checks.check_output_dtype(function, dtype, query)
     if dtype_of(name, xp) is None:
-        raise TypeError(f"{function}: dtype must be one that {xp.__name__.rpartition('.')[2]} has; got {name}.")
+        raise TypeError(f"{function}: dtype must be one that {library_of_namespace(xp)} has; got {name}.")
     keep = _mask(function, keep, is_causal, lead, L, S)
     added, keep = _bias(function, bias, keep, lead, L, S, xp)
+    if not isinstance(dropout_mask, masks.Mask | None):
+        checks.check_broadcast(function, "dropout_mask", tuple(dropout_mask.shape), lead, L, S)
     heads, key_heads = query.shape[-3], key.shape[-3]
     groups = (key_heads, heads // key_heads)
     sink = checks.check_sinks(function, sinks, heads, xp)
@@ -161,6 +180,7 @@ def prepare(
         bias=added,
         mask=keep,
         sink=None if sink is None else xp.reshape(sink, (*groups, 1, 1)),
+        dropout=_dropout(function, kept, dropout_p, lead, L, S),
         groups=groups,
     )
     return Call(xp, query, key, value, score, name)
@@ -211,6 +231,21 @@ def _bias(
         seen = masks.array(~hidden)
         keep = seen if keep is None else keep & seen
     return biases.ArrayBias(values), keep
+
+
+def _dropout(function: str, kept: masks.Mask | None, p: float, lead: tuple[int, ...], L: int, S: int) -> Dropout | None:
+    """Dropout's mask and factor; without a mask there is none, for an oracle does not draw."""
+    p = checks.check_dropout(function, p)
+    if kept is None:
+        if p > 0:
+            raise ValueError(
+                f"{function}: dropout_mask must be given with dropout_p={p}: which weights a kernel drops is its own "
+                "choice. Pass the mask that it used, True where the weight was kept."
+            )
+        return None
+    _check_lead(function, "dropout_mask", kept.lead, lead, L, S)
+    kept.check(function, L, S)
+    return Dropout(kept, 1.0 / (1.0 - p))
 
 
 def _check_lead(function: str, name: str, own: tuple[int, ...], lead: tuple[int, ...], L: int, S: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.namespaces import NAMES, Library, library
+from tests.namespaces import COSTLY, NAMES, Library, library
 
 # No Phase.explain: it traces every line, and its report names lines of NumPy. No deadline: the first call imports.
 COMMON: dict[str, Any] = {
@@ -34,6 +34,18 @@ settings.load_profile("quick")
 @pytest.fixture(scope="session", params=NAMES)
 def namespace(request: pytest.FixtureRequest) -> Library:
     """Every array library in turn; PyTorch is skipped, and counted as skipped, where it is not installed."""
+    return library(request.param)
+
+
+@pytest.fixture(scope="session", params=COSTLY)
+def costly(request: pytest.FixtureRequest) -> Library:
+    """JAX, dask and CuPy in turn, each skipped, and counted as skipped, where it cannot run."""
+    return library(request.param)
+
+
+@pytest.fixture(scope="session", params=[*NAMES, *COSTLY])
+def every(request: pytest.FixtureRequest) -> Library:
+    """Every array library in turn, the costly ones among them."""
     return library(request.param)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 from hypothesis import strategies as st
 
+import refattn as ra
 from refattn import biases, masks
 from tests import oracle
 from tests import strategies as draws
@@ -126,6 +127,12 @@ def other_bias(draw: st.DrawFn, problem: Problem) -> Any:
             biases.alibi(H + 1),
             biases.alibi(H),
             biases.alibi(np.ones((2, 3, H))),
+            biases.relative(np.zeros((H + 1, 3)), anchor=0),
+            biases.alibi(H, anchor=[0] * (len(problem.batch) + 2)),
+            biases.from_function(lambda b, h, q, kv: np.where(q == kv, math.nan, 0.0)),
+            biases.from_function(lambda b, h, q, kv: q >= kv),
+            biases.from_function(lambda b, h, q, kv: None),
+            biases.from_function(lambda b, h, q, kv: np.ones((7, 7, 7))),
             masks.causal("upper_left"),
             0.0,
         ]
@@ -135,14 +142,15 @@ def other_bias(draw: st.DrawFn, problem: Problem) -> Any:
 
 @st.composite
 def calls(draw: st.DrawFn, function: str) -> dict[str, Any]:
-    """Arguments of attention or attention_rows by name; a mask or bias whose rule the oracle knows as a Choice."""
+    """Arguments of a function by name; a mask or bias whose rule the oracle knows as a Choice."""
     dtypes = ("float64", "float64", "float32", "bfloat16", "float8_e4m3fn", "int8")
     problem = draw(draws.problems(dtypes, most=9) | draws.problems(dtypes, most=9) | tiny_problems())
     query, key, value = problem.arrays
     call: dict[str, Any] = {
         "query": query, "key": key, "value": value, "mask": problem.mask, "bias": problem.bias,
         "is_causal": problem.is_causal, "scale": problem.scale, "softcap": problem.softcap,
-        "sinks": None if problem.sinks is None else np.array(problem.sinks), "dtype": problem.to, "return_lse": True,
+        "sinks": None if problem.sinks is None else np.array(problem.sinks), "dropout_mask": problem.dropout_mask,
+        "dropout_p": problem.dropout_p, "dtype": problem.to, "return_lse": True,
     }  # fmt: skip
     others: dict[str, Any] = {
         **{name: lambda name=name: other_array(draw, call[name]) for name in ("query", "key", "value")},
@@ -152,23 +160,38 @@ def calls(draw: st.DrawFn, function: str) -> dict[str, Any]:
         "scale": lambda: draw(st.sampled_from(NUMBERS)),
         "softcap": lambda: draw(st.sampled_from(NUMBERS)),
         "sinks": lambda: other_array(draw, np.zeros(problem.heads[0])),
+        "dropout_mask": lambda: other_mask(draw, problem),
+        "dropout_p": lambda: draw(st.sampled_from(NUMBERS)),
         "dtype": lambda: draw(st.sampled_from(OUTPUTS)),
         "return_lse": lambda: draw(st.sampled_from(FLAGS)),
     }
-    if function == "attention_rows":
-        call["rows"] = problem.rows(4)
-        others["rows"] = lambda: draw(st.sampled_from(ROWS))
-    else:
-        others["return_weights"] = lambda: draw(st.sampled_from(FLAGS))
+    rows = (*problem.batch, problem.heads[0], problem.lengths[0])
+    match function:
+        case "attention":
+            others["return_weights"] = lambda: draw(st.sampled_from(FLAGS))
+        case "attention_rows":
+            call["rows"] = problem.rows(4)
+            others["rows"] = lambda: draw(st.sampled_from(ROWS))
+        case "attention_gradient":
+            call |= {"grad_output": np.ones((*rows, problem.features[1])), "grad_lse": np.ones(rows)}
+            for name in ("grad_output", "grad_lse"):
+                others[name] = lambda name=name: other_array(draw, call[name])
+        case "attention_scores":
+            stages = ["raw", "softcapped", "weights", "log_weights", "", 3, None]
+            others["stage"] = lambda: draw(st.sampled_from(stages))
+    if function != "attention_rows":
         others["implementation"] = lambda: draw(
             st.sampled_from([None, "reference", "numba", "", 3, ["reference"], np.ones(2)])
         )
+    declared = getattr(ra, function).capabilities
+    known = {*declared.inputs, *declared.arguments, "implementation"}
+    call, others = ({name: x for name, x in of.items() if name in known} for of in (call, others))
     number = draw(st.sampled_from([0, 1, 1, 2, 3]))
     for name in draw(st.lists(st.sampled_from(sorted(others)), unique=True, min_size=number, max_size=number)):
         call[name] = others[name]()
     if any(np.shape(call[name]) != x.shape for name, x in (("query", query), ("key", key))):
         # The rules of the masks and biases know the lengths that they were drawn for.
-        call |= {name: call[name].given for name in ("mask", "bias") if isinstance(call[name], Choice)}
+        call |= {name: x.given for name, x in call.items() if isinstance(x, Choice)}
     return call
 
 
@@ -186,8 +209,8 @@ def given_arguments(call: dict[str, Any], library: Library | None = None) -> dic
 
 def answer(call: dict[str, Any], rows: list[tuple[int, ...]]) -> oracle.Answer | None:
     """What the oracle says of some rows of a call that passed; None where the rule of its mask or bias isn't known."""
-    mask, bias = (_ruled(call.get(name)) for name in ("mask", "bias"))
-    if mask is None or bias is None:
+    mask, bias, kept = (_ruled(call.get(name)) for name in ("mask", "bias", "dropout_mask"))
+    if mask is None or bias is None or kept is None:
         return None
     causal = bool(call.get("is_causal", False))
     with np.errstate(all="ignore"):
@@ -201,6 +224,8 @@ def answer(call: dict[str, Any], rows: list[tuple[int, ...]]) -> oracle.Answer |
             scale=None if call.get("scale") is None else float(call["scale"]),
             softcap=None if call.get("softcap") is None else float(call["softcap"]),
             sinks=None if sinks is None else np.asarray(sinks).astype(np.float64),
+            kept=kept.rule,
+            dropout_p=float(call.get("dropout_p", 0.0)),
         )
 
 

@@ -11,8 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-# The namespaces that refattn promises, as its capabilities name them.
+# The namespaces that refattn promises, as its capabilities name them. On the costly ones a call with new shapes costs
+# as much as a second (a compilation for each operation, or a graph of tasks), so they have tests of few shapes.
 NAMES = ("numpy", "read-only numpy", "array_api_strict", "torch")
+COSTLY = ("jax", "dask", pytest.param("cupy", marks=pytest.mark.gpu))
 NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 
 
@@ -35,6 +37,8 @@ class Library:
     dtypes: tuple[str, ...]
     array: Callable[[np.ndarray], Any]
     values: Callable[[Any], np.ndarray]
+    # How a function of arrays is called where shapes are new: JAX compiles one graph faster than each operation alone.
+    call: Callable[..., Any] = lambda f, *arrays: f(*arrays)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What hypothesis prints."""
@@ -43,7 +47,15 @@ class Library:
 
 def library(name: str) -> Library:
     """The library called `name`; the test is skipped, and counted as skipped, where it is not installed."""
-    return {"numpy": _numpy, "read-only numpy": _frozen, "array_api_strict": _strict, "torch": _torch}[name]()
+    return {
+        "numpy": _numpy,
+        "read-only numpy": _frozen,
+        "array_api_strict": _strict,
+        "torch": _torch,
+        "jax": _jax,
+        "dask": _dask,
+        "cupy": _cupy,
+    }[name]()
 
 
 def _numpy() -> Library:
@@ -86,6 +98,30 @@ def _torch() -> Library:
         return found.astype(numpy_dtype(name_of(x.dtype))) if narrow else found
 
     return Library("torch", "torch", _numpy().dtypes, array, values)
+
+
+def _jax() -> Library:
+    jax = _installed("jax")
+    jax.config.update("jax_enable_x64", True)
+    return Library("jax", "jax", _numpy().dtypes, jax.numpy.asarray, np.asarray, lambda f, *arrays: jax.jit(f)(*arrays))
+
+
+def _dask() -> Library:
+    dask_array = _installed("dask.array")
+
+    def values(x: Any) -> np.ndarray:
+        assert isinstance(x, dask_array.Array)  # computed by the caller's wish alone
+        with np.errstate(all="ignore"):
+            return np.asarray(x.compute(scheduler="synchronous"))
+
+    return Library("dask", "dask", _numpy().dtypes, dask_array.from_array, values)
+
+
+def _cupy() -> Library:
+    cupy = _installed("cupy")
+    if not cupy.is_available():
+        pytest.skip("cupy finds no CUDA device")
+    return Library("cupy", "cupy", ("float64", "float32", "float16", "int8"), cupy.asarray, cupy.asnumpy)
 
 
 def _installed(module: str) -> Any:

@@ -19,6 +19,7 @@ which is what NumPy documents and more than glibc, Sleef and SVML claim. Then, t
   to m;
 - with the centred identity  o^ - o = sum_j (p^_j - p_j) (v_j - o) / sum_j p^_j  the output errs by
   sum_j t_j p_j (|v_j| + |o|), and n + T sums, products and one quotient by (n + T + 4) u (sum_j p_j |v_j| + |o|);
+- with dropout v_j stands for the value times 0 or 1 / (1 - p), which rounds 3 times: 3u sum_j p_j |v_j| more;
 - lse = m + log l errs by  sum_j t_j p_j + (n + T) u + 8u |log l| + 2u (|m| + |lse|);
 - a weight exp(s_j - lse) errs by  p_j (d_j + r_lse + u |s_j - lse| + 8u).
 
@@ -87,8 +88,12 @@ def softmax(
     Ev: int,
     sink: float = -math.inf,
     tiles: int = 1,
+    factors: Sequence[float] | None = None,
 ) -> Row:
-    """Softmax of the scores of the keys that a row sees, applied to their values; `errors` are the scores' d_j."""
+    """Softmax of the scores of the keys that a row sees, applied to their values; `errors` are the scores' d_j.
+
+    `factors` are dropout's, 0 or 1 / (1 - p), one a key.
+    """
     n = len(scores)
     if n == 0:
         return Row([0.0] * Ev, sink, [], [0.0] * Ev, 0.0, [], True)
@@ -120,21 +125,23 @@ def softmax(
         total(map(_times, t, p)) + faint + summed + 8 * U * abs(math.log(l)) + 2 * U * (abs(m) + abs(lse))
     )
     output, output_radius, held = [], [], True
+    f = [1.0] * n if factors is None else factors
+    dropped = factors is not None
     for column in range(Ev):
-        v = [row[column] for row in values]
+        v = [row[column] if f_j else 0.0 for row, f_j in zip(values, f, strict=True)]
         finite = [x for x in v if math.isfinite(x)]
-        size = total(map(abs, finite))
+        size = total(map(abs, finite)) * max(f, default=1.0)
         held = held and size <= LARGE
         if len(finite) < n:
             output.append(_infinite(v))
             output_radius.append(0.0)
             continue
-        o = total(map(_times, p, v))
-        mean = total(p_j * abs(v_j) for p_j, v_j in zip(p, v, strict=True))
-        spread = total(t_j * p_j * (abs(v_j) + abs(o)) for t_j, p_j, v_j in zip(t, p, v, strict=True))
+        weighed = [p_j * f_j * v_j for p_j, f_j, v_j in zip(p, f, v, strict=True)]
+        o, mean = total(weighed), total(map(abs, weighed))
+        spread = total(t_j * (abs(x) + p_j * abs(o)) for t_j, p_j, x in zip(t, p, weighed, strict=True))
         lost = (faint + (n + tiles) * TINY) * (1 + size)
         output.append(o)
-        output_radius.append(widened(spread + (summed + 3 * U) * (mean + abs(o)) + lost))
+        output_radius.append(widened(spread + (summed + 3 * U) * (mean + abs(o)) + 3 * U * dropped * mean + lost))
     weights_radius = [
         math.exp(-700) if away else widened(x * (d + lse_radius + U * abs(s - lse) + 8 * U) + TINY)
         for x, s, d, away in zip(p, scores, errors, far, strict=True)
@@ -153,11 +160,14 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Sequence[float] | None = None,
+    kept: Allowed | None = None,
+    dropout_p: float = 0.0,
     tiles: int = 1,
 ) -> Answer:
     """Attention of query (..., H, L, E), key (..., Hk, S, E), value (..., Hk, S, Ev), for all rows (..., h, i) or some.
 
-    `allowed(index, i, j)` and `bias(index, i, j)` get the index (..., h) of the head; a bias of -inf masks the cell.
+    `allowed(index, i, j)`, `bias(index, i, j)` and `kept(index, i, j)` (dropout) get the index (..., h) of the head; a
+    bias of -inf masks the cell.
     """
     H, _L, E = query.shape[-3:]
     Hk, S, Ev = value.shape[-3:]
@@ -172,8 +182,9 @@ def attention(
         q = query[(*index, i)].tolist()
         scored = [_score(q, key[(*of_key, j)].tolist(), scale, softcap, added[j]) for j in seen]
         values = [value[(*of_key, j)].tolist() for j in seen]
+        factors = None if kept is None else [1 / (1 - dropout_p) if kept(index, i, j) else 0.0 for j in seen]
         sink = -math.inf if sinks is None else float(sinks[index[-1]])
-        row = softmax([s for s, _, _ in scored], [d for _, d, _ in scored], values, Ev, sink, tiles)
+        row = softmax([s for s, _, _ in scored], [d for _, d, _ in scored], values, Ev, sink, tiles, factors)
         found.append(_widened(row, seen, S)._replace(held=row.held and all(held for _, _, held in scored)))
     shapes = ((Ev,), (), (S,), (Ev,), (), (S,), ())
     kinds = [np.float64] * 6 + [np.bool_]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refattn import biases, masks
-from tests import oracle
+from refattn import masks
+from tests import bias_rules, mask_rules, oracle
 from tests.namespaces import Library, numpy_dtype
 
 TILES = (16, 32, 64, 128)
@@ -62,6 +62,8 @@ class Problem:
     scale: float | None = None
     softcap: float | None = None
     sinks: tuple[float, ...] | None = None
+    dropout_mask: Choice = NONE
+    dropout_p: float = 0.0
     to: str | None = None
 
     @cached_property
@@ -83,6 +85,8 @@ class Problem:
             "scale": self.scale,
             "softcap": self.softcap,
             "sinks": None if self.sinks is None else np.array(self.sinks),
+            "dropout_mask": self.dropout_mask.given,
+            "dropout_p": self.dropout_p or None,
             "dtype": self.to,
         }
         return {
@@ -102,7 +106,7 @@ class Problem:
         return oracle.attention(
             *(x.astype(np.float64) for x in self.arrays), rows=self.rows() if rows is None else rows,
             allowed=self.allowed, bias=self.bias.rule, scale=self.scale, softcap=self.softcap, sinks=self.sinks,
-            tiles=tiles,
+            kept=self.dropout_mask.rule, dropout_p=self.dropout_p, tiles=tiles,
         )  # fmt: skip
 
     def rows(self, most: int = 12) -> list[tuple[int, ...]]:
@@ -117,20 +121,27 @@ class Problem:
         """The same problem with mask and bias written out cell by cell, (..., H, L, S), so that keys can be moved."""
         shape = (*self.batch, self.heads[0], *self.lengths)
         cells = [(at[:-2], at[-2], at[-1]) for at in np.ndindex(shape)]
-        seen = np.array([self.allowed(*at) for at in cells], dtype=bool).reshape(shape)
-        rule = self.bias.rule
-        added = None if rule is None else np.array([rule(*at) for at in cells], dtype=float).reshape(shape)
-        return self.but(
-            is_causal=False,
-            mask=Choice(f"cells of {self.mask.text}", seen, lambda *at: bool(cell(seen, *at))),
-            bias=NONE
-            if added is None
-            else Choice(f"cells of {self.bias.text}", added, lambda *at: float(cell(added, *at))),
-        )
+        rules = {"mask": self.allowed, "bias": self.bias.rule, "dropout_mask": self.dropout_mask.rule}
+        found = {
+            name: np.array([rule(*at) for at in cells], float if name == "bias" else bool).reshape(shape)
+            for name, rule in rules.items()
+            if rule is not None
+        }
+        return self.but(is_causal=False, **{name: _of_cells(f"cells of {name}", x) for name, x in found.items()})
+
+    def moved(self, change: Callable[[np.ndarray], np.ndarray]) -> Problem:
+        """The problem with a change made to each array of cells, after `spelled_out`."""
+        given = {name: getattr(self, name).given for name in ("mask", "bias", "dropout_mask")}
+        return self.but(**{name: _of_cells(f"part of {name}", change(x)) for name, x in given.items() if x is not None})
 
     def but(self, **changes: Any) -> Problem:
         """The problem with some fields changed."""
         return replace(self, **changes)
+
+
+def _of_cells(text: str, x: np.ndarray) -> Choice:
+    """An array of cells with the rule that it stands for."""
+    return Choice(text, x, lambda *at: cell(x, *at).item())
 
 
 def cast(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -215,9 +226,11 @@ def _of_batch(x: np.ndarray) -> tuple[np.ndarray, Callable[[tuple[int, ...]], in
 @st.composite
 def simple_masks(draw: st.DrawFn, batch: tuple[int, ...], H: int, L: int, S: int) -> Choice:
     """One mask of a family, with the rule that it stands for."""
-    family = draw(st.sampled_from(["causal", "window", "lengths", "array", "from_function"]))
+    family = draw(st.sampled_from(["causal", "window", "lengths", "array", "from_function", *mask_rules.KINDS]))
     seed = draw(st.integers(0, 2**20))
     rng = np.random.default_rng(seed)
+    if family in mask_rules.KINDS:
+        return Choice(*mask_rules.made(family, rng, batch, H, L, S, *draw(anchors(batch, L, S))))
     match family:
         case "causal":
             anchor, offset = draw(anchors(batch, L, S))
@@ -302,8 +315,8 @@ def cell(x: np.ndarray, index: tuple[int, ...], i: int, j: int) -> Any:
 
 @st.composite
 def problem_biases(draw: st.DrawFn, batch: tuple[int, ...], H: int, L: int, S: int) -> Choice:
-    """No bias, an array that broadcasts, or ALiBi."""
-    kind = draw(st.sampled_from(["none", "array", "alibi"]))
+    """No bias, an array that broadcasts, or a rule."""
+    kind = draw(st.sampled_from(["none", "array", *bias_rules.KINDS]))
     if kind == "none":
         return NONE
     seed = draw(st.integers(0, 2**20))
@@ -313,33 +326,15 @@ def problem_biases(draw: st.DrawFn, batch: tuple[int, ...], H: int, L: int, S: i
         x = rng.standard_normal(shape)
         x = np.where(rng.random(shape) < draw(st.sampled_from([0.0, 0.3])), rng.choice(ADDED, size=shape), x)
         return Choice(f"array{shape} of seed {seed}", x, lambda *at: float(cell(x, *at)))
-    anchor, offset = draw(anchors((), L, S, far=2**52))
-    slopes = rng.random((H,)) if draw(st.booleans()) else alibi_slopes(H)
-    given = biases.alibi(H if slopes[0] == alibi_slopes(H)[0] else slopes, anchor=anchor)
-    return Choice(
-        f"alibi({np.round(slopes, 3).tolist()}, {anchor!r})",
-        given,
-        lambda index, i, j: -float(slopes[index[-1]]) * abs(i + offset(()) - j),
-    )
-
-
-def alibi_slopes(H: int) -> np.ndarray:
-    """The slopes as the recursion in the ALiBi paper's code gives them, in exact exponents of 2."""
-
-    def exponents(n: int) -> list[float]:
-        if n & (n - 1) == 0:
-            return [-8.0 * (h + 1) / n for h in range(n)]
-        closest = 2 ** math.floor(math.log2(n))
-        return exponents(closest) + exponents(2 * closest)[0::2][: n - closest]
-
-    return np.array([2.0**x for x in exponents(H)])
+    anchor, offset = draw(anchors(batch, L, S, far=2**52))
+    return Choice(*bias_rules.made(kind, rng, batch, H, anchor, offset))
 
 
 @st.composite
 def problems(
     draw: st.DrawFn,
     dtypes: tuple[str, ...] = ("float64",),
-    arguments: tuple[str, ...] = ("mask", "bias", "is_causal", "scale", "softcap", "sinks", "dtype"),
+    arguments: tuple[str, ...] = ("mask", "bias", "is_causal", "scale", "softcap", "sinks", "dropout_mask"),
     most: int = 129,
 ) -> Problem:
     """A whole call, of the arguments named; long ones have one batch entry and at most two heads."""
@@ -374,8 +369,16 @@ def problems(
         scale=maybe("scale", st.none() | st.sampled_from([0.0, 1.0, -0.3, 1e-3]), None),
         softcap=maybe("softcap", st.none() | st.sampled_from([1e-3, 1.0, 30.0, 1e6]), None),
         sinks=maybe("sinks", st.none() | st.lists(sink_logits(), min_size=H, max_size=H).map(tuple), None),
+        **(draw(dropouts(batch, H, L, S)) if "dropout_mask" in arguments else {}),
         to=to,
     )
+
+
+@st.composite
+def dropouts(draw: st.DrawFn, batch: tuple[int, ...], H: int, L: int, S: int) -> dict[str, Any]:
+    """No dropout, or its mask (of any family: what a kernel drew may have any form) and its probability."""
+    kept = draw(problem_masks(batch, H, L, S))
+    return {} if kept is NONE else {"dropout_mask": kept, "dropout_p": draw(st.sampled_from([0.0, 0.1, 0.5, 0.99]))}
 
 
 def _is_float(dtype: str) -> bool:

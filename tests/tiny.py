@@ -34,6 +34,9 @@ def tiny_problems(draw: st.DrawFn, values: tuple[float, ...] = EXTREME) -> Probl
     )
     cells = draw(hnp.arrays(np.bool_, (L, S)))
     added = draw(hnp.arrays(np.float64, (L, S), elements=st.sampled_from(ADDED)))
+    kept = draw(hnp.arrays(np.bool_, (L, S)))
+    dropout = Choice(f"{kept.tolist()}", kept, lambda *at: bool(cell(kept, *at)))
+    dropped = draw(st.booleans())
     bias = Choice(f"{added.tolist()}", added, lambda *at: float(cell(added, *at)))
     return Tiny(
         lengths=(L, S),
@@ -43,5 +46,7 @@ def tiny_problems(draw: st.DrawFn, values: tuple[float, ...] = EXTREME) -> Probl
         scale=draw(st.none() | st.sampled_from([0.0, 1.0, -2.0, 1e300, 5e-324])),
         softcap=draw(st.none() | st.sampled_from([1.0, 5e-324, 1e308])),
         sinks=draw(st.none() | st.tuples(sink_logits())),
+        dropout_mask=dropout if dropped else NONE,
+        dropout_p=0.5 if dropped else 0.0,
         drawn=drawn,
     )

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from refattn._core import jax_casts
+
 Array = Any
 Namespace = Any
 
@@ -73,7 +75,7 @@ def array_namespace(function: str, **arrays: Array) -> Namespace:
                 f"{library_of(given[first])} and {name} from {library_of(x)}. Convert one of them: "
                 "refattn.from_numpy(refattn.to_numpy(x), like=y)."
             )
-        if device(x) != device(given[first]):
+        if None not in (device(x), device(given[first])) and device(x) != device(given[first]):
             raise TypeError(
                 f"{function}: {first} and {name} must be on one device; got {first} on {device(given[first])} and "
                 f"{name} on {device(x)}. Move one of them."
@@ -87,63 +89,115 @@ def array_namespace(function: str, **arrays: Array) -> Namespace:
 
 
 def device(x: Array) -> Any:
-    """Device of an array, in its library's own words."""
+    """Device of an array, in its library's own words; None where JAX chooses it: traced arrays, arrays on several."""
     from array_api_compat import device as compat_device
 
-    return compat_device(x)
+    found = compat_device(x)
+    if library_of(x) == "jax":
+        return found if isinstance(found, sys.modules["jax"].Device) else None
+    return found
+
+
+def readable(x: Array) -> bool:
+    """Whether values can be read now: not inside a transformation, as jit or vmap, nor before dask computes them.
+
+    Transformations are those of jax and torch.func; torch.autograd is none.
+    """
+    match library_of(x):
+        case "dask":
+            return False
+        case "jax":
+            return not isinstance(x, sys.modules["jax"].core.Tracer)
+        case "torch":
+            try:
+                _from_torch(x.reshape(-1)[:0])
+            except RuntimeError:  # inside torch.func, and of a tensor without storage
+                return False
+    return True
 
 
 def known(flag: Array) -> bool:
-    """A 0-d boolean array's truth where it can be read now; False for arrays that are computed later."""
-    from array_api_compat import is_lazy_array
+    """A 0-d boolean array's truth where it can be read now, else False."""
+    return readable(flag) and bool(flag)
 
-    return not is_lazy_array(flag) and bool(flag)
+
+def library_of_namespace(xp: Namespace) -> str:
+    """The array library whose functions a namespace holds."""
+    return str(xp.__name__.removeprefix("array_api_compat.").partition(".")[0])
+
+
+def taken(x: Array, index: slice | np.ndarray[Any, Any], axis: int, xp: Namespace) -> Array:
+    """The cells of x at a slice, or at an array of positions on the host; the axis is counted from the last, -1."""
+    if isinstance(index, slice):
+        return x[(..., index, *[slice(None)] * (-1 - axis))]
+    # Not moved to dask, whose arrays have a wrong shape after taking a dask array that holds 0 alone: dask/dask#6709.
+    if library_of_namespace(xp) != "dask":
+        index = xp.asarray(index, device=device(x))
+    return xp.take(x, index, axis=axis)
 
 
 def dtype_of(name: str, xp: Namespace) -> Any:
-    """The dtype called `name` in the namespace, or None if it has none. NumPy and CuPy get theirs from ml_dtypes."""
-    found = getattr(xp, name, None)
-    if found is None and xp.__name__.rpartition(".")[2] in ("numpy", "cupy"):
-        import ml_dtypes
+    """The dtype called `name` in the namespace, or None if it has none.
 
-        found = getattr(ml_dtypes, name, None)
+    NumPy, and what computes with its dtypes, get the narrow ones from ml_dtypes; CuPy takes some, by its version.
+    """
+    found, library = getattr(xp, name, None), library_of_namespace(xp)
+    if found is not None or library not in ("numpy", "cupy", "dask"):
+        return found
+    import ml_dtypes
+
+    found = getattr(ml_dtypes, name, None) or getattr(np, name, None)
+    if library == "cupy":
+        try:
+            xp.zeros((1,)).astype(found)
+        except (KeyError, TypeError, ValueError):
+            return None
     return found
 
 
 def float64(x: Array, xp: Namespace) -> Array:
     """The values of x in float64: exact for every dtype that inputs may have but 64-bit integers past 2**53."""
+    if library_of_namespace(xp) == "jax" and dtype_name(x) in jax_casts.FLUSHED:
+        return jax_casts.to_float64(dtype_name(x))(x)
     return xp.astype(x, xp.float64, copy=False)
 
 
 def round_to(x: Array, name: str, xp: Namespace) -> Array:
-    """Round a float64 array once, to nearest even, to the dtype called `name`.
+    """Round a float64 array once, to nearest even, to the dtype called `name`."""
+    if name == "float64":
+        return x
+    import ml_dtypes
+
+    info, on_jax = ml_dtypes.finfo(getattr(ml_dtypes, name, name)), library_of_namespace(xp) == "jax"
+    if name != "float32" and not on_jax:
+        x = _shortened(x, info, xp)
+    if name in FLOAT8 and name != "float8_e5m2":
+        # These have no infinity, and libraries disagree: what rounds past the largest number is NaN, as the format's
+        # own rule says. The tie goes to the even one, which in e4m3fn is the largest number.
+        tie = float(info.max) + 2.0 ** (info.maxexp - 2 - info.nmant)
+        most = tie if name == "float8_e4m3fn" else math.nextafter(tie, 0.0)
+        x = xp.where(xp.abs(x) > most, math.nan, x)
+    if on_jax:
+        return jax_casts.from_float64(name, info.nmant + 1)(x)
+    return xp.astype(x, dtype_of(name, xp), copy=False)
+
+
+def _shortened(x: Array, info: Any, xp: Namespace) -> Array:
+    """A float64 array rounded to the numbers of a narrow format, as float64.
 
     Libraries convert float64 to the narrow formats by way of float32, and two roundings are not one: 1 + 2**-8 + 2**-40
-    becomes 1 in bfloat16. So the value is first rounded to the format's precision in float64, after which every
-    further conversion is exact.
+    becomes 1 in bfloat16. After this every further conversion is exact.
     """
-    target = dtype_of(name, xp)
-    if name not in ("float64", "float32"):
-        import ml_dtypes
-
-        info = ml_dtypes.finfo(getattr(ml_dtypes, name, name))
-        precision, smallest_normal = info.nmant + 1, float(info.smallest_normal)
-        # A value that float32 holds meets one rounding anyway; this leaves ties (which float32 holds) to that one.
-        held = float64(xp.astype(x, xp.float32), xp) == x
-        c = (2.0 ** (53 - precision) + 1.0) * x
-        normal = c - (c - x)  # Veltkamp's splitting: x to `precision` bits
-        shift = 1.5 * 2.0**52 * (smallest_normal * 2.0 ** (1 - precision))
-        subnormal = (x + shift) - shift
-        subnormal = xp.where(subnormal == 0, 0.0 * x, subnormal)  # keeps the sign of zero
-        rounded = xp.where(xp.abs(x) < smallest_normal, subnormal, normal)
-        x = xp.where(held | ~(xp.abs(x) < 2.0 ** (info.maxexp + 1)), x, rounded)
-        if name in FLOAT8 and name != "float8_e5m2":
-            # These have no infinity, and libraries disagree: what rounds past the largest number is NaN, as the
-            # format's own rule says. The tie goes to the even one, which in e4m3fn is the largest number.
-            tie = float(info.max) + 2.0 ** (info.maxexp - 1 - precision)
-            most = tie if name == "float8_e4m3fn" else math.nextafter(tie, 0.0)
-            x = xp.where(xp.abs(x) > most, math.nan, x)
-    return xp.astype(x, target, copy=False)
+    precision, smallest_normal = info.nmant + 1, float(info.smallest_normal)
+    # A value that float32 holds meets one rounding anyway; this leaves ties (which float32 holds) to that one.
+    held = xp.astype(xp.astype(x, xp.float32), xp.float64) == x
+    c = (2.0 ** (53 - precision) + 1.0) * x
+    normal = c - (c - x)  # Veltkamp's splitting: x to `precision` bits
+    shift = 1.5 * 2.0**52 * (smallest_normal * 2.0 ** (1 - precision))
+    subnormal = (x + shift) - shift
+    subnormal = xp.where(subnormal == 0, 0.0 * x, subnormal)  # keeps the sign of zero
+    rounded = xp.where(xp.abs(x) < smallest_normal, subnormal, normal)
+    return xp.where(held | ~(xp.abs(x) < 2.0 ** (info.maxexp + 1)), x, rounded)
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
@@ -163,7 +217,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     Raises
     ------
     TypeError
-        If `x` is not an array.
+        If `x` is not an array, or its values cannot be read, as inside ``jax.jit`` or ``torch.func.vmap``.
 
     Examples
     --------
@@ -178,7 +232,13 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
         raise TypeError(
             f"to_numpy: x must be an array; got {type(x).__name__}. Use numpy.asarray for lists and numbers."
         )
-    match library_of(x):
+    library = library_of(x)
+    if library != "dask" and not readable(x):
+        raise TypeError(
+            f"to_numpy: x must have values that can be read; got one that {library} is tracing. Call it outside of "
+            "jit, vmap and grad."
+        )
+    match library:
         case "torch":
             return _from_torch(x)
         case "cupy":
@@ -252,7 +312,10 @@ def from_numpy(
         case "cupy":
             import cupy
 
-            return cupy.asarray(array)
+            if dtype_of(dtype_name(array), cupy) is None:
+                raise TypeError(f"from_numpy: array must have a dtype that cupy has; got {dtype_name(array)}.")
+            with cupy.cuda.Device(device):
+                return cupy.asarray(array)
         case "dask":
             import dask.array
 

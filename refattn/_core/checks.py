@@ -24,17 +24,18 @@ def check_array(function: str, name: str, x: object, dtypes: tuple[str, ...] = F
         raise TypeError(f"{function}: {name} must have {kinds}; got {dtype_name(x)}.")
 
 
-def check_attention_shapes(function: str, query: Array, key: Array, value: Array) -> None:
-    """Query (..., H, L, E), key (..., Hk, S, E) and value (..., Hk, S, Ev) that fit each other."""
-    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+def check_attention_shapes(function: str, query: Array, key: Array, value: Array | None) -> None:
+    """Query (..., H, L, E), key (..., Hk, S, E) and value (..., Hk, S, Ev), where there is one, that fit each other."""
+    q, k = tuple(query.shape), tuple(key.shape)
+    v = None if value is None else tuple(value.shape)
     for name, shape, axes in (
         ("query", q, "(..., H, L, E)"),
         ("key", k, "(..., Hk, S, E)"),
         ("value", v, "(..., Hk, S, Ev)"),
     ):
-        if len(shape) < 3:
+        if shape is not None and len(shape) < 3:
             raise ValueError(f"{function}: {name} must have at least 3 axes {axes}; got {_shape(shape)}.")
-    if k[-2] != v[-2]:
+    if v is not None and k[-2] != v[-2]:
         raise ValueError(
             f"{function}: key and value must have the same length S (axis -2); got key {_shape(k)} and value "
             f"{_shape(v)}."
@@ -46,7 +47,7 @@ def check_attention_shapes(function: str, query: Array, key: Array, value: Array
         )
     if q[-1] == 0:
         raise ValueError(f"{function}: query must have at least one feature E (axis -1); got {_shape(q)}.")
-    if k[-3] != v[-3]:
+    if v is not None and k[-3] != v[-3]:
         raise ValueError(
             f"{function}: key and value must have the same number of heads Hk (axis -3); got key {_shape(k)} and value "
             f"{_shape(v)}."
@@ -56,17 +57,17 @@ def check_attention_shapes(function: str, query: Array, key: Array, value: Array
             f"{function}: the number of query heads H (axis -3) must be a positive multiple of the number of key heads "
             f"Hk; got H={q[-3]} and Hk={k[-3]}."
         )
-    if not q[:-3] == k[:-3] == v[:-3]:
-        raise ValueError(
-            f"{function}: query, key and value must have the same batch axes (all before axis -3); got query "
-            f"{_shape(q)}, key {_shape(k)} and value {_shape(v)}."
-        )
+    if q[:-3] != k[:-3] or (v is not None and q[:-3] != v[:-3]):
+        names, facts = "query and key", f"query {_shape(q)} and key {_shape(k)}"
+        if v is not None:
+            names, facts = "query, key and value", f"query {_shape(q)}, key {_shape(k)} and value {_shape(v)}"
+        raise ValueError(f"{function}: {names} must have the same batch axes (all before axis -3); got {facts}.")
 
 
-def check_real(function: str, name: str, x: object) -> float:
+def check_real(function: str, name: str, x: object, kind: str = "a real number or None") -> float:
     """A finite real number."""
     if isinstance(x, bool | np.bool_) or not isinstance(x, numbers.Real):
-        raise TypeError(f"{function}: {name} must be a real number or None; got {type(x).__name__}.")
+        raise TypeError(f"{function}: {name} must be {kind}; got {type(x).__name__}.")
     try:
         number = float(x)
     except OverflowError:
@@ -91,6 +92,14 @@ def check_softcap(function: str, softcap: object) -> float | None:
     return cap
 
 
+def check_dropout(function: str, p: object) -> float:
+    """The share of weights that dropout drops, below 1."""
+    value = check_real(function, "dropout_p", p, "a real number")
+    if not 0 <= value < 1:
+        raise ValueError(f"{function}: dropout_p must be at least 0 and below 1; got {p}.")
+    return value
+
+
 def check_flag(function: str, name: str, x: object) -> bool:
     """True or False, and nothing that merely counts as one."""
     if not isinstance(x, bool | np.bool_):
@@ -111,12 +120,12 @@ def check_integer(function: str, name: str, x: object, *, least: int = 0) -> int
     return value
 
 
-def check_output_dtype(function: str, dtype: object, query: Array) -> str:
-    """Name of the dtype to round the result to; the query's where none is given."""
-    name = dtype_name(query if dtype is None else dtype)
+def check_output_dtype(function: str, dtype: object, like: Array, argument: str = "query") -> str:
+    """Name of the dtype to round a result to; that of the argument where none is given."""
+    name = dtype_name(like if dtype is None else dtype)
     if dtype is None and (name in INTEGERS or name.startswith("float8")):
         raise TypeError(
-            f"{function}: dtype must be given where query is {name}, which is no dtype for a result. Pass dtype="
+            f"{function}: dtype must be given where {argument} is {name}, which is no dtype for a result. Pass dtype="
             "'float32' or the namespace's own dtype."
         )
     if name not in FLOATS or name == "float8_e8m0fnu":
@@ -165,6 +174,18 @@ def check_rows(function: str, rows: object, shape: tuple[int, ...]) -> np.ndarra
     return index.astype(np.int64)
 
 
+def check_choice(function: str, name: str, value: object, choices: tuple[str, ...]) -> None:
+    """One of a few words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def check_shape(function: str, name: str, x: Array, axes: str, shape: tuple[int, ...]) -> None:
+    """Exactly this shape."""
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{function}: {name} must have shape {axes}={_shape(shape)}; got {_shape(x.shape)}.")
+
+
 def check_broadcast(function: str, name: str, shape: tuple[int, ...], lead: tuple[int, ...], L: int, S: int) -> None:
     """A shape that broadcasts to (..., H, L, S)."""
     full = (*lead, L, S)
@@ -175,6 +196,19 @@ def check_broadcast(function: str, name: str, shape: tuple[int, ...], lead: tupl
         raise ValueError(
             f"{function}: {name} must have at least 2 axes and broadcast to (..., H, L, S)={_shape(full)}; got "
             f"{_shape(shape)}."
+        )
+
+
+def check_cells(function: str, own: tuple[int, ...], tile: tuple[int, ...]) -> None:
+    """What a function of positions returned, of shape `own`, broadcasts to the tile that it was asked for."""
+    try:
+        fits = np.broadcast_shapes(own, tile) == tile
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{function}: f must return an array that broadcasts to the shape of b, h, q and kv together, here "
+            f"{_shape(tile)}; got {_shape(own)}."
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from refattn._core.cost import Cost
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,8 +43,12 @@ class Capabilities:
         Order of its cost.
     laws : tuple of str
         Names of the law tests that hold for it.
+    inputs : tuple of str
+        Its positional arguments, all arrays.
     bound : callable or None
         The theorem on a kernel's error, ``bound(contract, problem)``; None where nothing is proved.
+    cost : mapping of str to callable, or None
+        What each form costs, ``cost[form](work)``; None where nothing is counted.
     """
 
     function: str
@@ -55,7 +61,9 @@ class Capabilities:
     time: str
     memory: str
     laws: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ("query", "key", "value")
     bound: Callable[..., Any] | None = field(default=None, repr=False)
+    cost: Mapping[str, Callable[[Any], Cost]] | None = field(default=None, repr=False)
 
 
 def declare(capabilities: Capabilities) -> Callable[[F], F]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,11 +20,14 @@ class Keep(Protocol):
 
     @property
     def lead(self) -> tuple[int, ...]: ...
+    @property
+    def readable(self) -> bool: ...
     def tile(
         self, i: slice | Array, j: slice | Array, L: int, S: int, *, xp: Namespace, device: object = None
     ) -> Array: ...
     def at(self, index: tuple[int, ...]) -> Keep: ...
     def interval(self, L: int, S: int) -> tuple[Array, Array] | None: ...
+    def hull(self, L: int, S: int) -> tuple[Array, Array] | None: ...
 
 
 class Add(Protocol):
@@ -46,12 +50,19 @@ class Parts(NamedTuple):
     keep: Array | None
 
 
+class Dropout(NamedTuple):
+    """Which weights are kept, and the factor 1 / (1 - p) that these are multiplied by."""
+
+    mask: Keep
+    factor: float
+
+
 @dataclass(frozen=True)
 class Score:
     """Scores of query-key pairs, tile by tile: scale, softcap, bias and mask, in this order; the sink comes after.
 
-    `groups` is (Hk, G), the two axes into which the head axis of masks and biases is split; None where the arrays
-    have no head axis.
+    Dropout changes no score, but the weight that a value gets. `groups` is (Hk, G), the two axes into which the head
+    axis of masks and biases is split; None where the arrays have no head axis.
     """
 
     lengths: tuple[int, int]
@@ -60,25 +71,32 @@ class Score:
     bias: Add | None = None
     mask: Keep | None = None
     sink: Array | None = None
+    dropout: Dropout | None = None
     groups: tuple[int, int] | None = None
 
     def tiles(self, i: slice | Array, tile_k: int) -> Iterator[slice]:
-        """The tiles of `tile_k` keys of which the queries i see some key."""
+        """The tiles of `tile_k` keys of which the queries i see some key; all, where the mask cannot be read."""
         L, S = self.lengths
         if self.mask is None:
             yield from tiles(S, tile_k)
             return
-        interval = self.mask.interval(L, S)
-        if interval is not None:
-            first, stop = (x[..., i] for x in np.broadcast_arrays(*interval, np.zeros(L))[:2])
-            seen = first < stop
-            low = int(np.min(first[seen], initial=S))
-            high = int(np.max(stop[seen], initial=0))
-            yield from tiles(high, tile_k, start=low // tile_k * tile_k)
-            return
-        for j in tiles(S, tile_k):
-            if np.any(self.mask.tile(i, j, L, S, xp=np)):
+        first, stop, gaps = self._reach
+        start = int(np.min(first[i], initial=S)) // tile_k * tile_k
+        for j in tiles(int(np.max(stop[i], initial=0)), tile_k, start=start):
+            if not gaps or np.any(self.mask.tile(i, j, L, S, xp=np)):
                 yield j
+
+    @cached_property
+    def _reach(self) -> tuple[Array, Array, bool]:
+        """First and stop, (L,), of the keys outside which no head sees any; whether there may be gaps to be found."""
+        L, S = self.lengths
+        mask: Any = self.mask
+        hull = mask.hull(L, S)
+        first, stop, _ = np.broadcast_arrays(*((0, S) if hull is None else hull), np.zeros(L))
+        seen, leading = first < stop, tuple(range(first.ndim - 1))
+        first = np.min(np.where(seen, first, S), axis=leading, initial=S)
+        stop = np.max(np.where(seen, stop, 0), axis=leading, initial=0)
+        return first, stop, mask.readable and mask.interval(L, S) is None
 
     def parts(self, Q_i: Array, K_j: Array, i: slice | Array, j: slice | Array, *, xp: Namespace) -> Parts:
         """The stages of the scores of the queries i and the keys j."""
@@ -98,6 +116,22 @@ class Score:
         S = xp.clip(S, min=LOWEST)
         return S if keep is None else xp.where(keep, S, -math.inf)
 
+    def before_softcap(self, dS: Array, Q_i: Array, K_j: Array, *, xp: Namespace) -> Array:
+        """The gradient of the raw scores (..., i, j) from that of the capped ones."""
+        if self.softcap is None:
+            return dS
+        raw = xp.matmul(Q_i, xp.matrix_transpose(K_j)) * self.scale
+        slope = xp.cosh(raw / self.softcap) ** -2.0  # 1 - tanh^2, without its cancellation
+        return xp.where(dS == 0, 0.0, dS * slope)
+
+    def kept(self, Q_i: Array, i: slice | Array, j: slice | Array, *, xp: Namespace) -> Array | None:
+        """Factors (..., i, j) by which dropout multiplies the weights: 0 or 1 / (1 - p); None without dropout."""
+        if self.dropout is None:
+            return None
+        mask, factor = self.dropout
+        kept = self._grouped(mask.tile(i, j, *self.lengths, xp=xp, device=device(Q_i)), xp)
+        return xp.astype(kept, xp.float64) * factor
+
     def at(self, index: tuple[int, ...]) -> Score:
         """The scores of one batch entry and head, of arrays (L, E) and (S, E) without leading axes."""
         return replace(
@@ -105,6 +139,7 @@ class Score:
             bias=None if self.bias is None else self.bias.at(index),
             mask=None if self.mask is None else self.mask.at(index),
             sink=None if self.sink is None else self.sink[(*_split(index[-1], self.groups), ...)],
+            dropout=None if self.dropout is None else self.dropout._replace(mask=self.dropout.mask.at(index)),
             groups=None,
         )
 

@@ -37,15 +37,18 @@ def empty_state(Q_i: Array, Ev: int, *, xp: Namespace) -> State:
     )
 
 
-def update(state: State, S: Array, V: Array, *, xp: Namespace) -> State:
-    """State after the keys with scores S (..., L, k), -inf where masked, and values V (..., k, Ev)."""
-    if S.shape[-1] == 0:
+def update(state: State, S: Array, V: Array, Z: Array | None = None, *, xp: Namespace) -> State:
+    """State after the keys with scores S (..., L, k), -inf where masked, and values V (..., k, Ev).
+
+    Z (..., L, k) are dropout's factors on the weights that the values get; a value with the factor 0 is not read.
+    """
+    if 0 in S.shape:
         return state
     m = xp.maximum(state.m, xp.max(S, axis=-1, keepdims=True))
     P = xp.exp(S - _finite(m, xp))
     alpha = xp.exp(state.m - _finite(m, xp))
     l = state.l * alpha + xp.sum(P, axis=-1, keepdims=True)
-    return State(m, l, _rescaled(state.O, alpha, xp) + _weighted_sum(P, S, V, xp))
+    return State(m, l, _rescaled(state.O, alpha, xp) + _weighted_sum(P, S, Z, V, xp))
 
 
 def merge(a: State, b: State, *, xp: Namespace) -> State:
@@ -66,8 +69,16 @@ def finish(state: State, sink: Array | None, *, xp: Namespace) -> tuple[Array, A
     # Every visible score was -inf, and the weights are 0/0; or one was inf, and they are inf/inf; or one was NaN.
     O = xp.where((m == LOWEST) | ~(m < math.inf), math.nan, O)
     lse = xp.where(xp.isinf(m), m, m + xp.log(xp.where(empty, 1.0, l)))
-    lse = xp.where(m == LOWEST, -math.inf, lse)
+    lse = xp.where(empty | (m == LOWEST), -math.inf, lse)  # of an empty row, a constant that no derivative passes
     return O, xp.squeeze(lse, axis=-1)
+
+
+def weights(S: Array, lse: Array, *, xp: Namespace) -> Array:
+    """Weights (..., L, S) of the scores S, -inf where masked, before dropout; the sink's share is left out."""
+    lse = xp.expand_dims(lse, axis=-1)
+    P = xp.exp(S - xp.where(lse == -math.inf, 0.0, lse))
+    P = xp.where(lse == -math.inf, math.nan, P)  # a row without weight though it sees keys: 0/0
+    return xp.where(S == -math.inf, 0.0, P)
 
 
 def merge_normalised(outputs: list[Array], lses: list[Array], *, xp: Namespace) -> tuple[Array, Array]:
@@ -96,12 +107,14 @@ def _rescaled(O: Array, alpha: Array, xp: Namespace) -> Array:
     return xp.where(xp.isfinite(O), O * alpha, O)
 
 
-def _weighted_sum(P: Array, S: Array, V: Array, xp: Namespace) -> Array:
-    """P V, in which a masked key's value takes no part even if it is infinite or NaN."""
+def _weighted_sum(P: Array, S: Array, Z: Array | None, V: Array, xp: Namespace) -> Array:
+    """P V, or (P * Z) V, in which a masked or dropped key's value takes no part even if it is infinite or NaN."""
+    P = P if Z is None else P * Z
     finite = xp.isfinite(V)
     if known(xp.all(finite)):
         return xp.matmul(P, V)
-    seen = xp.astype(S != -math.inf, xp.float64)
+    seen = S != -math.inf if Z is None else (S != -math.inf) & (Z != 0)
+    seen = xp.astype(seen, xp.float64)
     up = xp.matmul(seen, xp.astype(V == math.inf, xp.float64)) > 0
     down = xp.matmul(seen, xp.astype(V == -math.inf, xp.float64)) > 0
     lost = (xp.matmul(seen, xp.astype(xp.isnan(V), xp.float64)) > 0) | (up & down)

@@ -68,6 +68,11 @@ def rescales(contract: Contract, S: int) -> int:
     return 0 if contract.normalised_probabilities else -(-S // contract.min_tile) + 1
 
 
+def last_steps(contract: Contract, score: Score) -> int:
+    """Roundings of an unnormalised output beside those of its sum: rescaling, division, dropout's factor."""
+    return 3 * rescales(contract, score.lengths[1]) + 8 + (0 if score.dropout is None else 4)
+
+
 def stale(contract: Contract) -> float:
     """How far the subtracted number may lie from where a running maximum of exact scores would be.
 
@@ -154,6 +159,6 @@ def share_of_reference(contract: Contract, score: Score, E: int) -> float:
     ours, theirs = exponents(contract, score, E), exponents(REFERENCE, score, E)
     shares = [theirs_x / ours_x for theirs_x, ours_x in zip(theirs, ours, strict=True) if theirs_x > 0]
     for n in (1, max(S, 1)):
-        steps = [n + 3 * rescales(c, S) + 8 for c in (REFERENCE, contract)]
+        steps = [n + last_steps(c, score) for c in (REFERENCE, contract)]
         shares.append(float(plain_sum(REFERENCE, steps[0]) / plain_sum(contract, steps[1])))
     return max(shares)

@@ -100,7 +100,7 @@ class _Maxima(NamedTuple):
 class _Sums(NamedTuple):
     """What the second pass sums over the keys, (rows, Ev) or (rows,)."""
 
-    A: Floats  # sum p |v|
+    A: Floats  # sum p |v|, here and below with dropout's factor on v
     square: Floats  # sum p (v - center)^2
     small: Floats  # sum of |v| over the keys whose weight may lie below its format's normal range
     n_small: Floats  # number of these keys
@@ -177,10 +177,12 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
     t = (np.sqrt(sums.error + p_z * e_z**2) + again * e_max) * t_max / np.maximum(e_max, 1e-300)
 
     # Lemmas 3 and 4: accumulation. Lemma 8: rounding and underflow of the weights.
-    steps = 3 * errors.rescales(contract, S) + 8
+    steps, dropped = errors.last_steps(contract, score), score.dropout is not None
     g_l = errors.plain_sum(contract, n + steps)
     g_o = (1 + errors.product_sum(contract, n)) * (1 + errors.plain_sum(contract, steps)) - 1
     u_p, eta_p = errors.cast(contract, contract.probabilities)
+    if normalised and dropped:  # stored again after dropout
+        u_p, eta_p = (1 + u_p) ** 2 - 1, (2 + u_p) * eta_p
     u_v, eta_v = errors.operands(contract).value
     g_v = g_o + u_v + g_o * u_v
     lost_weight = eta_p if normalised else eta_p * np.exp(contract.ahead + e_max + m - lse)
@@ -202,7 +204,7 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
 
     def distance(spread: Floats) -> Floats:
         """E of the theorems, for values of this spread about the output."""
-        rounding = u_p * (A if normalised else np.maximum(A, np.minimum(spread, A + size)))
+        rounding = u_p * (A if normalised else A + size if dropped else np.maximum(A, np.minimum(spread, A + size)))
         numerator = (
             _column(t) * spread
             + _column(1 + t_max) * (rounding + (1 + u_p) * (_column(g_v) * A + _column(g_l) * size))
@@ -219,7 +221,7 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
     off = np.abs(o - center)
     inexact = _column(slack) * about + 2 * share * off * distance(np.sqrt(about))
     E_o = distance(np.sqrt(np.maximum(about - off**2, 0) + inexact))
-    claim = _column(known) & ~sums.lost_value & np.isfinite(o) & _fits(contract, maxima, A, e_max)
+    claim = _column(known) & ~sums.lost_value & np.isfinite(o) & _fits(contract, maxima, A, e_max, score)
     E_o = np.where(claim, E_o, np.inf)
     E_o = E_o + half_ulp(size + E_o, contract.output) + tiny
 
@@ -268,18 +270,23 @@ def _sums(contract: Contract, terms: errors.Exponents, problem: Problem, maxima:
         largest = np.maximum(largest, e.max(axis=1))
         lost |= (seen & _outside(contract, problem, j, parts, s)).any(axis=1)
 
-        V = problem.value[j]
+        V, Z = problem.value[j], problem.score.kept(problem.query, problem.rows, j, xp=np)
+        kept = seen if Z is None else seen & (Z != 0)
         usable = np.abs(V) < _limit(contract, "value")
         if not usable.all():
-            lost_value |= seen.astype(float) @ (~usable).astype(float) > 0
+            lost_value |= kept.astype(float) @ (~usable).astype(float) > 0
             V = np.where(usable, V, 0.0)
+        if Z is not None:  # a dropped key has its weight and the value 0
+            assert problem.score.dropout is not None
+            V = V * problem.score.dropout.factor
+            sums[:, Ev:] += np.where(kept, 0.0, P).sum(axis=1, keepdims=True) * center**2
+            P = np.where(kept, P, 0.0)
         size = np.abs(V)
         sums += P @ np.concatenate([size, (V - center) ** 2], axis=1)
         is_small = seen & (x < _column(below))
         if is_small.any():
-            weight = is_small.astype(float)
-            small += weight @ size
-            n_small += weight.sum(axis=1)
+            small += (is_small & kept).astype(float) @ size
+            n_small += is_small.sum(axis=1)
     return _Sums(sums[:, :Ev], sums[:, Ev:], small, n_small, error, largest, lost, lost_value)
 
 
@@ -347,13 +354,14 @@ def _sink(contract: Contract, terms: errors.Exponents, z: float, maxima: _Maxima
     return np.exp(z - maxima.lse), np.where(z - maxima.m + e > dead, e, 0.0)
 
 
-def _fits(contract: Contract, maxima: _Maxima, A: Floats, e_max: Floats) -> Flags:
+def _fits(contract: Contract, maxima: _Maxima, A: Floats, e_max: Floats, score: Score) -> Flags:
     """Whether weights and unnormalised output stay within their formats, (rows, Ev)."""
+    factor = 1.0 if score.dropout is None else score.dropout.factor
     if contract.normalised_probabilities:
-        return np.ones_like(A, dtype=bool)
+        return np.full(A.shape, factor <= FORMATS[contract.probabilities].max)
     largest = 2.0**contract.weight_shift * np.exp(contract.lazy + e_max)
     total = A * _column(largest * np.exp(maxima.lse - maxima.m + 1.0))
-    within: Flags = largest <= FORMATS[contract.probabilities].max
+    within: Flags = largest * factor <= FORMATS[contract.probabilities].max
     fits: Flags = _column(within) & (total < FORMATS[contract.accumulator].max / 4)
     return fits
 

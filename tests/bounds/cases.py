@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from refattn import contract
-from refattn._core.score import Score
+from refattn._core.score import Dropout, Score
 from tests.bounds.emulator import Eager, Kernel, cut, rounded
 
 
@@ -16,6 +16,7 @@ class Whole:
     """A mask or bias given as one (L, S) array, as a score asks for it."""
 
     lead = ()
+    readable = True
 
     def __init__(self, values):
         self.values = values
@@ -23,8 +24,10 @@ class Whole:
     def tile(self, i, j, L, S, *, xp, device=None):
         return self.values[i][:, j]
 
-    def interval(self, L, S):
+    def hull(self, L, S):
         return None
+
+    interval = hull
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,17 @@ class Case:
     bias: np.ndarray | None = None
     keep: np.ndarray | None = None
     sink: float | None = None
+    kept: np.ndarray | None = None
+    dropout_p: float = 0.0
 
     def __repr__(self):
-        parts = [name for name in ("softcap", "bias", "keep", "sink") if getattr(self, name) is not None]
+        parts = [name for name in ("softcap", "bias", "keep", "sink", "kept") if getattr(self, name) is not None]
         return f"Case(q {self.q.shape}, k {self.k.shape}, v {self.v.shape}, scale {self.scale}, {' '.join(parts)})"
 
     def run(self, kernel):
         """The kernel's output and log-sum-exp."""
-        arguments = {name: getattr(self, name) for name in ("scale", "softcap", "bias", "keep", "sink")}
+        names = ("scale", "softcap", "bias", "keep", "sink", "kept", "dropout_p")
+        arguments = {name: getattr(self, name) for name in names}
         return kernel(self.q, self.k, self.v, **arguments)
 
     def exact(self, dtype=np.longdouble):
@@ -61,6 +67,7 @@ class Case:
         m = np.where(m > -np.inf, m, 0)
         P = np.exp(s - m)
         l = P.sum(axis=1, keepdims=True) + np.exp(z - m)
+        P = P if self.kept is None else P * self.kept / (1 - dtype(self.dropout_p))
         with np.errstate(divide="ignore"):
             return np.where(l > 0, P @ v / np.where(l > 0, l, 1), 0), (m + np.log(l))[:, 0]
 
@@ -69,6 +76,8 @@ class Case:
         o, lse = (x.astype(np.float64) for x in exact or self.exact())
         whole = {name: None if x is None else Whole(x) for name, x in (("bias", self.bias), ("mask", self.keep))}
         sink = None if self.sink is None else np.float64(self.sink)
+        if self.kept is not None:
+            whole["dropout"] = Dropout(Whole(self.kept), 1 / (1 - self.dropout_p))
         score = Score((len(self.q), len(self.k)), self.scale, self.softcap, sink=sink, **whole)
         rows = np.arange(len(self.q))
         return contract.softmax_bound(claim, contract.Problem(self.q, self.k, self.v, score, rows, o, lse))
@@ -181,6 +190,9 @@ def cases(draw, dtype):
         case "random":
             case = replace(case, keep=rng.random((R, S)) < 0.5)
     sink = draw(st.sampled_from([None, None, -5.0, 0.0, 2.75, 30.0]))
+    p = draw(st.sampled_from([None, None, None, 0.1, 0.5, 0.9]))
+    if p is not None:
+        case = replace(case, kept=rng.random((R, S)) >= p, dropout_p=p)
     return replace(case, sink=sink)
 
 
@@ -202,6 +214,7 @@ def kernels(draw, family):
         sum_of_rounded=pick(False, True),
         sink_first=pick(False, True),
         reciprocal=pick(False, True),
+        dropout=pick("weights", "rounded", "output"),
         seed=draw(st.integers(0, 999)),
     )
     prescale = pick("none", "none", "query", "log2", "sqrt")

@@ -127,11 +127,12 @@ class Kernel:
     shift: int = 0  # weights carry 2**shift
     sink_first: bool = False
     reciprocal: bool = False
+    dropout: str = "weights"  # where 1 / (1 - p) multiplies: "weights" before they are rounded, "rounded", "output"
     output: str = "float32"
     seed: int = 0
 
-    def __call__(self, q, k, v, *, scale, softcap=None, bias=None, keep=None, sink=None):
-        """Output and log-sum-exp of q (R, E), k (S, E), v (S, Ev); bias and keep (R, S)."""
+    def __call__(self, q, k, v, *, scale, softcap=None, bias=None, keep=None, sink=None, kept=None, dropout_p=0.0):
+        """Output and log-sum-exp of q (R, E), k (S, E), v (S, Ev); bias, keep and kept (R, S)."""
         with np.errstate(all="ignore"):
             rng = np.random.default_rng(self.seed)
             S = len(k)
@@ -149,9 +150,11 @@ class Kernel:
                     rng.shuffle(starts)
                 pieces = [np.arange(t, min(t + self.tile, stop)) for t in starts]
                 first_sink = sink if self.sink_first and number == 0 else None
-                parts.append(self._state(s, v, pieces, first_sink, rng))
+                parts.append(self._state(s, v, pieces, first_sink, rng, kept, F(1) / F(1 - F(dropout_p))))
             late = None if self.sink_first else sink
             output, lse = self._finish(*parts[0], late) if self.splits == 1 else self._combined(parts, late)
+            if kept is not None and self.dropout == "output":
+                output = output * (F(1) / F(1 - F(dropout_p)))
             return rounded(output, self.output), lse
 
     def _scores(self, q, k, scale, softcap, bias):
@@ -189,7 +192,7 @@ class Kernel:
         x = F(x * (1 + noise * sign))
         return np.where(np.abs(x) < 2.0**-126, F(0), x)
 
-    def _state(self, s, v, pieces, sink, rng):
+    def _state(self, s, v, pieces, sink, rng, kept, factor):
         """Running maximum, row sum and unnormalised output over the pieces of keys."""
         R = len(s)
         m = np.full((R, 1), -np.inf, dtype=F) if sink is None else np.full((R, 1), sink, dtype=F)
@@ -205,6 +208,9 @@ class Kernel:
             alpha = np.where(moved, self._exp(np.where(moved, m, safe), safe, self.rescale_noise, rng), F(0))
             cast = self.cast(P, self.weights)
             l = l * alpha + (cast if self.sum_of_rounded else P).sum(axis=1, keepdims=True, dtype=F)
+            if kept is not None:
+                cast = self.cast(P * factor, self.weights) if self.dropout == "weights" else cast
+                cast = np.where(kept[:, j], cast * factor if self.dropout == "rounded" else cast, F(0))
             O = product(self.matmul, cast, v[j], O * alpha)
             m = top
         return m, l, O
@@ -256,8 +262,8 @@ class Eager:
     sqrt_scale: bool = True
     matmul: str = "blas"
 
-    def __call__(self, q, k, v, *, scale, softcap=None, bias=None, keep=None, sink=None):
-        """Output and log-sum-exp of q (R, E), k (S, E), v (S, Ev); bias and keep (R, S)."""
+    def __call__(self, q, k, v, *, scale, softcap=None, bias=None, keep=None, sink=None, kept=None, dropout_p=0.0):
+        """Output and log-sum-exp of q (R, E), k (S, E), v (S, Ev); bias, keep and kept (R, S)."""
         store = lambda x: rounded(x, self.dtype)  # noqa: E731
         with np.errstate(all="ignore"):
             q, k, v, scale = store(q), store(k), store(v), F(scale)
@@ -278,5 +284,6 @@ class Eager:
             l = e.sum(axis=1, keepdims=True, dtype=F)
             l = l if sink is None else l + np.exp(store(F(sink) - m))
             P = store(e / np.where(l > 0, l, F(1)))
+            P = P if kept is None else store(np.where(kept, P * (F(1) / F(1 - F(dropout_p))), F(0)))
             lse = np.where(l > 0, m + np.log(l), F(-np.inf))[:, 0]
             return store(product(self.matmul, P, v)), lse

@@ -26,11 +26,11 @@ DOCUMENTED = (TypeError, ValueError, ra.ImplementationError)
 
 
 def result_or_message(function: str, call: Callable[[], Any]) -> Any:
-    """The result of a call, or None where it was refused in the function's own words, or in those of its mask."""
+    """The result of a call, or None where it was refused in its own words, or in those of its mask or bias."""
     try:
         return call()
     except DOCUMENTED as error:
-        if not str(error).startswith((f"{function}: ", "masks.from_function: ")):
+        if not str(error).startswith((f"{function}: ", "masks.from_function: ", "biases.from_function: ")):
             raise AssertionError(f"a bare error from inside: {error!r}") from error
         return None
 
@@ -88,6 +88,47 @@ def test_attention(call: dict[str, Any]) -> None:
 @given(call=mixtures.calls("attention_rows"))
 def test_attention_rows(call: dict[str, Any]) -> None:
     check("attention_rows", call)
+
+
+def moderate(arguments: dict[str, Any]) -> bool:
+    """Whether all numbers are of a size at which nothing overflows; a bias may be lower than that, or mask."""
+    for name, x in arguments.items():
+        if hasattr(x, "dtype") and not isinstance(x, np.ndarray | np.generic):
+            return False
+        if isinstance(x, int | float | np.ndarray | np.number) and not isinstance(x, bool):
+            x = np.asarray(x).astype(float)
+            if np.any(x > 100) or np.any(np.isnan(x)) or (name != "bias" and np.any(x < -100)):
+                return False
+    return True
+
+
+@given(call=mixtures.calls("attention_gradient"))
+def test_attention_gradient(call: dict[str, Any]) -> None:
+    arguments = mixtures.given_arguments(call)
+    got = result_or_message("attention_gradient", lambda: ra.attention_gradient(**arguments))
+    if got is None:
+        return
+    for name, x in zip(got._fields, got, strict=True):
+        given_x = arguments[name]
+        assert (x is None) == (given_x is None or isinstance(given_x, ra.biases.Bias)), name
+        if x is not None:
+            assert tuple(x.shape) == tuple(given_x.shape), name
+            assert dtype_name(x) == dtype_name(given_x if arguments["dtype"] is None else arguments["dtype"]), name
+    if moderate(arguments):
+        assert all(np.all(np.isfinite(x)) for x in got if x is not None and x.dtype == np.float64)
+
+
+@given(call=mixtures.calls("attention_scores"))
+def test_attention_scores(call: dict[str, Any]) -> None:
+    arguments = mixtures.given_arguments(call)
+    got = result_or_message("attention_scores", lambda: ra.attention_scores(**arguments))
+    if got is None:
+        return
+    query, key = arguments["query"], arguments["key"]
+    assert tuple(got.shape) == (*query.shape[:-1], key.shape[-2])
+    assert dtype_name(got) == dtype_name(query if arguments["dtype"] is None else arguments["dtype"])
+    if moderate(arguments) and got.dtype == np.float64:
+        assert not np.any(np.isnan(got))
 
 
 LOWEST = float(np.finfo(np.float64).min)

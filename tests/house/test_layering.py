@@ -19,11 +19,12 @@ ROOT = Path(__file__).parents[2]
 # From the lowest to the highest: a room may import every room of an earlier row, and none of its own.
 ROWS = (
     ("_core",),
-    ("masks", "biases", "data"),
+    ("masks", "biases", "transforms", "data"),
     ("layouts", "conventions"),
     ("contract",),
     ("_call",),
     ("methods",),
+    ("_cost",),
     ("oracle",),
     ("testing",),
     ("conformance",),
@@ -34,6 +35,7 @@ ROWS = (
 # Rooms that stand on less than all rows below them.
 STANDS_ON = {
     "data": {"_core"},
+    "transforms": {"_core"},
     "oracle": {"_core", "masks", "biases"},
     "__init__": set(),
     "_pytest_plugin": set(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 import refattn as ra
-from refattn import biases, masks
+from refattn import masks
 from tests.messages import ANY, ONE, Case, assert_raises, attend, strict
 
 ROWS = "attention_rows: rows must have shape (R, 3), one index for each of query's axes (..., H, L); got"
@@ -189,7 +188,7 @@ OWN: list[Case] = [
             "from array_api_strict. Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y)."
         ),
     ),
-    # masks and biases, whose own messages are compared in tests/masks
+    # masks, whose own messages are compared in tests/masks; those of biases in tests/core
     (
         "a negative window",
         lambda: masks.window(-1, 0),
@@ -201,55 +200,6 @@ OWN: list[Case] = [
         lambda: attend(mask=masks.causal("lower_right") and masks.window(1, 0)),
         TypeError,
         "masks: a mask has no truth value. Combine masks with & | ~ instead of and, or, not.",
-    ),
-    (
-        "no heads for slopes",
-        lambda: biases.alibi(0),
-        ValueError,
-        "biases.alibi_slopes: heads must be at least 1; got 0.",
-    ),
-    (
-        "half a head",
-        lambda: biases.alibi_slopes(1.5),
-        TypeError,
-        "biases.alibi_slopes: heads must be an integer; got float.",
-    ),
-    ("slopes of True", lambda: biases.alibi(True), TypeError, f"biases.alibi: slopes {ANY} bool."),
-    (
-        "one slope, without a head axis",
-        lambda: biases.alibi(np.array(0.5)),
-        ValueError,
-        "biases.alibi: slopes must have at least the head axis (H,); got a 0-d array.",
-    ),
-    (
-        "a slope of infinity",
-        lambda: biases.alibi(np.array([0.5, math.inf])),
-        ValueError,
-        "biases.alibi: slopes must be finite; got NaN or infinity.",
-    ),
-    (
-        "no such anchor",
-        lambda: biases.alibi(2, anchor="left"),
-        ValueError,
-        "biases.alibi: anchor must be 'lower_right', 'upper_left', an integer or None; got 'left'.",
-    ),
-    (
-        "an anchor that is no integer",
-        lambda: biases.alibi(2, anchor=0.5),
-        TypeError,
-        "biases.alibi: anchor must be an integer; got float.",
-    ),
-    (
-        "an anchor of several numbers",
-        lambda: biases.alibi(2, anchor=np.array([1, 2])),
-        TypeError,
-        "biases.alibi: anchor must be an integer; got ndarray.",
-    ),
-    (
-        "an anchor past the exact integers",
-        lambda: biases.alibi(2, anchor=2**53 + 1),
-        ValueError,
-        "biases.alibi: anchor must be at most 2**53, for distances to be exact; got 9007199254740993.",
     ),
     # to_numpy, from_numpy
     (

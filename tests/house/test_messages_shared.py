@@ -1,4 +1,4 @@
-"""The whole text of every message about the arguments that attention and attention_rows share."""
+"""The whole text of every message about the arguments that attention, attention_rows and attention_gradient share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import refattn as ra
 from refattn import biases, masks
 from tests.messages import ANY, K, Q, Unfit, V, assert_raises, attend
 
@@ -285,6 +286,44 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         ValueError,
         "sinks must be finite, or -inf for a head without one; got NaN or +inf.",
     ),
+    # dropout
+    (
+        "dropout without its mask",
+        {"dropout_p": 0.25},
+        ValueError,
+        (
+            "dropout_mask must be given with dropout_p=0.25: which weights a kernel drops is its own choice. Pass the mask "
+            "that it used, True where the weight was kept."
+        ),
+    ),
+    ("all dropped", {"dropout_p": 1.0}, ValueError, "dropout_p must be at least 0 and below 1; got 1.0."),
+    ("a negative share", {"dropout_p": -0.5}, ValueError, "dropout_p must be at least 0 and below 1; got -0.5."),
+    ("a share of NaN", {"dropout_p": math.nan}, ValueError, "dropout_p must be finite in float64; got nan."),
+    ("no share", {"dropout_p": None}, TypeError, "dropout_p must be a real number; got NoneType."),
+    (
+        "a dropout mask of numbers",
+        {"dropout_mask": np.ones((3, 5))},
+        TypeError,
+        "dropout_mask must be boolean, True where a key takes part; got float64. Pass an additive mask as bias=.",
+    ),
+    (
+        "a list as dropout mask",
+        {"dropout_mask": [True]},
+        TypeError,
+        "dropout_mask must be a Mask or a boolean array; got list.",
+    ),
+    (
+        "a dropout mask of other lengths",
+        {"dropout_mask": np.ones((5, 3), bool)},
+        ValueError,
+        "dropout_mask must have at least 2 axes and broadcast to (..., H, L, S)=(2, 4, 3, 5); got (5, 3).",
+    ),
+    (
+        "a dropout rule of other heads",
+        {"dropout_mask": masks.from_function(lambda b, h, q, kv: q > h, heads=3)},
+        ValueError,
+        "dropout_mask must have at least 2 axes and broadcast to (..., H, L, S)=(2, 4, 3, 5); got (3, 1, 1).",
+    ),
     # dtypes of the output
     ("no such dtype", {"dtype": "float31"}, TypeError, "dtype must be a real floating-point dtype; got float31."),
     ("an integer dtype", {"dtype": np.int32}, TypeError, "dtype must be a real floating-point dtype; got int32."),
@@ -305,7 +344,14 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("function", ["attention", "attention_rows"])
-@pytest.mark.parametrize(("arguments", "error", "text"), [x[1:] for x in SHARED], ids=[x[0] for x in SHARED])
+CASES = [
+    pytest.param(function, *case, id=f"{name}-{function}")
+    for function in ("attention", "attention_rows", "attention_gradient")
+    for name, *case in SHARED
+    if set(case[0]) - {"query", "key", "value"} <= set(getattr(ra, function).capabilities.arguments)
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "error", "text"), CASES)
 def test_shared_argument(function: str, arguments: dict[str, Any], error: type[Exception], text: str) -> None:
     assert_raises(lambda: attend(function, **arguments), error, f"{function}: {text}")

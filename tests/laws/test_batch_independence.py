@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tests import strategies as draws
 from tests.agreement import assert_agree
 from tests.public import Form, forms
-from tests.strategies import Choice
 
 
 @forms("batch_independence")
@@ -26,11 +25,7 @@ def test_batch_independence(form: Form, data: st.DataObject) -> None:
         x[entry] = whole[entry]
     together = form(problem, return_lse=True)
     among_nan = form.on((q, k, v), problem, return_lse=True)
-    alone_problem = problem.but(
-        batch=(),
-        mask=Choice("one entry", problem.mask.given[entry]),
-        bias=problem.bias if problem.bias.given is None else Choice("one entry", problem.bias.given[entry]),
-    )
+    alone_problem = problem.but(batch=()).moved(lambda x: x[entry])
     alone = form.on(tuple(x[entry] for x in problem.arrays), alone_problem, return_lse=True)
     for name, radius in zip(("output", "lse"), form.radius(problem), strict=True):
         want = getattr(together, name)[entry]

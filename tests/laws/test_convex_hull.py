@@ -14,7 +14,8 @@ from tests.public import Form, forms
 @given(data=st.data())
 @settings(max_examples=20)
 def test_convex_hull(form: Form, data: st.DataObject) -> None:
-    problem = data.draw(draws.problems(arguments=form.arguments, most=33)).but(to=None).spelled_out()
+    problem = data.draw(draws.problems(arguments=form.arguments, most=33)).spelled_out()
+    problem = problem.but(to=None, dropout_mask=draws.NONE, dropout_p=0.0)  # kept weights do not add up to 1
     _, _, v = problem.arrays
     H, Hk = problem.heads
     seen = problem.mask.given

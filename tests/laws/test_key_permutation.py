@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tests import strategies as draws
 from tests.agreement import assert_agree
 from tests.public import Form, forms
-from tests.strategies import Choice
 
 
 @forms("key_permutation")
@@ -19,10 +18,7 @@ def test_key_permutation(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=33)).but(to=None).spelled_out()
     order = np.random.default_rng(problem.seed).permutation(problem.lengths[1])
     q, k, v = problem.arrays
-    moved = problem.but(
-        mask=Choice("moved", problem.mask.given[..., order]),
-        bias=problem.bias if problem.bias.given is None else Choice("moved", problem.bias.given[..., order]),
-    )
+    moved = problem.moved(lambda x: x[..., order])
     here = form(problem, return_lse=True)
     there = form.on((q, k[..., order, :], v[..., order, :]), moved, return_lse=True)
     for name, radius in zip(("output", "lse"), form.radius(problem), strict=True):

@@ -11,7 +11,6 @@ import refattn as ra
 from tests import strategies as draws
 from tests.agreement import assert_agree
 from tests.public import Form, forms
-from tests.strategies import Choice
 
 
 @forms("merge")
@@ -26,11 +25,8 @@ def test_merge(form: Form, data: st.DataObject) -> None:
     q, k, v = problem.arrays
     results = []
     for part in parts:
-        own = problem.but(
-            mask=Choice("part", problem.mask.given[..., part]),
-            bias=problem.bias if problem.bias.given is None else Choice("part", problem.bias.given[..., part]),
-            sinks=problem.sinks if part is with_sink else None,
-        )
+        own = problem.moved(lambda x, part=part: x[..., part])
+        own = own.but(sinks=problem.sinks if part is with_sink else None)
         results.append(form.on((q, k[..., part, :], v[..., part, :]), own, return_lse=True))
     whole = form(problem, return_lse=True)
     merged = ra.merge_states([r.output for r in results], [r.lse for r in results])

@@ -16,6 +16,7 @@ from refattn.methods.exact import rows as rows_module
 from tests import strategies as draws
 from tests import tiny
 from tests.agreement import assert_agree, rows_of
+from tests.bias_rules import alibi_slopes
 from tests.namespaces import NARROW, Library, library, name_of
 from tests.strategies import Choice, Problem
 
@@ -197,7 +198,7 @@ def test_softcap_comes_before_bias_and_mask(namespace: Library) -> None:
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 6, 8, 12, 20])
 def test_alibi_takes_the_published_slopes(heads: int) -> None:
-    np.testing.assert_array_equal(ra.biases.alibi_slopes(heads), draws.alibi_slopes(heads))
+    np.testing.assert_array_equal(ra.biases.alibi_slopes(heads), alibi_slopes(heads))
 
 
 # For 8 heads the paper prints 1/2, 1/4, ..., 1/256; for 16 it interpolates; its code gives 12 heads those of 8, then

@@ -7,6 +7,7 @@ from refattn._call import AttentionResult, prepare
 from refattn._core.arrays import Array, quiet
 from refattn._core.checks import check_flag
 from refattn._core.choice import choose, declare
+from refattn._core.state import weights
 from refattn.methods.exact import reference
 from refattn.methods.exact.capabilities import CAPABILITIES
 
@@ -24,6 +25,8 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    dropout_mask: masks.Mask | Array | None = None,
+    dropout_p: float = 0.0,
     dtype: object = None,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -31,7 +34,7 @@ def attention(
 ) -> Array | AttentionResult:
     """Exact softmax attention, computed in float64 and rounded once.
 
-        O = softmax(softcap(scale * Q K^T) + bias) V
+        O = (softmax(softcap(scale * Q K^T) + bias) * dropout_mask / (1 - dropout_p)) V
 
     Parameters
     ----------
@@ -55,6 +58,11 @@ def attention(
         Scores s become ``softcap * tanh(s / softcap)``, before bias and mask.
     sinks : array, shape (H,), optional
         One extra logit per head that takes weight and carries no value.
+    dropout_mask : Mask or boolean array broadcastable to (..., H, L, S), optional
+        True where dropout kept the weight: a value gets ``weight / (1 - dropout_p)`` there and nothing elsewhere. The
+        softmax, its log-sum-exp and the returned weights are those without dropout.
+    dropout_p : float, default 0.0
+        Probability with which dropout drops a weight, below 1; needs the mask that it drew.
     dtype : dtype or str, optional
         Dtype of the output; default that of `query`. Must be given for float8 and integer queries.
     return_lse : bool, default False
@@ -89,6 +97,12 @@ def attention(
     A row that may attend to nothing gives zeros and lse = -inf (the sink, where there is one), never NaN. A row whose
     visible scores are all -inf, by overflow or by infinite keys, is not such a row: its weights are 0/0, and it is NaN.
 
+    Derivatives of output and lse may be taken through it by torch.autograd, and by the transformations of torch.func
+    and JAX, forward and backward; rounding to `dtype` counts as the identity. Inside a transformation (jit, vmap,
+    grad), and on dask arrays, which are computed when the caller asks, no value is read: NaN in a bias or sink is not
+    refused, and five products with the values, which sort out infinity and NaN, take the place of one. JAX must have
+    x64 switched on; on a CPU it takes float64 numbers below 2**-1022 for 0.
+
     References
     ----------
     .. [1] A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, eq. (1).
@@ -110,14 +124,15 @@ def attention(
     check_flag("attention", "return_weights", return_weights)
     call = prepare(
         "attention", query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap,
-        sinks=sinks, dtype=dtype,
+        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, dtype=dtype,
     )  # fmt: skip
     Q, K, V = call.grouped()
     O, lse = reference.attention(Q, K, V, score=call.score, xp=call.xp)
     output = call.rounded(call.headed(O, 2))
     if not (return_lse or return_weights):
         return output
-    P = reference.attention_weights(Q, K, lse, score=call.score, xp=call.xp) if return_weights else None
+    i, j = (slice(0, n) for n in call.score.lengths)
+    P = weights(call.score(Q, K, i, j, xp=call.xp), lse, xp=call.xp) if return_weights else None
     return AttentionResult(
         output,
         call.headed(lse, 1) if return_lse else None,

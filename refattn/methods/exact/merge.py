@@ -19,6 +19,7 @@ CAPABILITIES = Capabilities(
     namespaces=WHOLE.namespaces,
     dtypes=tuple(name for name in FLOATS if name != "float8_e8m0fnu"),
     arguments=(),
+    inputs=("outputs", "lses"),
     accumulation="float64",
     time="O(n L Ev)",
     memory="O(n L Ev)",

@@ -6,7 +6,7 @@ import numpy as np
 
 from refattn import biases, masks
 from refattn._call import AttentionResult, prepare
-from refattn._core.arrays import Array, device, quiet
+from refattn._core.arrays import Array, device, quiet, taken
 from refattn._core.checks import check_flag, check_rows
 from refattn._core.choice import Capabilities, declare
 from refattn._core.tiles import tiles
@@ -22,7 +22,7 @@ CAPABILITIES = Capabilities(
     implementations=("reference",),
     namespaces=WHOLE.namespaces,
     dtypes=WHOLE.dtypes,
-    arguments=("rows", "mask", "bias", "is_causal", "scale", "softcap", "sinks", "dtype", "return_lse"),
+    arguments=("rows", *(name for name in WHOLE.arguments if name != "return_weights")),
     accumulation="float64",
     time="O(S (E + Ev)) a row",
     memory="O(tile)",
@@ -44,6 +44,8 @@ def attention_rows(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    dropout_mask: masks.Mask | Array | None = None,
+    dropout_p: float = 0.0,
     dtype: object = None,
     return_lse: bool = False,
 ) -> Array | AttentionResult:
@@ -73,6 +75,10 @@ def attention_rows(
         Cap on the scores.
     sinks : array, shape (H,), optional
         One extra logit per head.
+    dropout_mask : Mask or boolean array broadcastable to (..., H, L, S), optional
+        True where dropout kept the weight.
+    dropout_p : float, default 0.0
+        Probability with which dropout drops a weight.
     dtype : dtype or str, optional
         Dtype of the output; default that of `query`.
     return_lse : bool, default False
@@ -114,7 +120,7 @@ def attention_rows(
     """
     call = prepare(
         "attention_rows", query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap,
-        sinks=sinks, dtype=dtype,
+        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, dtype=dtype,
     )  # fmt: skip
     check_flag("attention_rows", "return_lse", return_lse)
     xp = call.xp
@@ -128,12 +134,12 @@ def attention_rows(
         of_slab = index[of_head.reshape(-1) == number, -1]
         for part in tiles(len(of_slab), TILE_ROWS):
             positions = of_slab[part]
-            Q = slab.query.take(xp.asarray(positions, device=device(query)))
+            Q = slab.query.take(positions)
             O, lse = reference.attention_rows(
                 Q, slab.key, slab.value, rows=positions, score=slab.score, tile_k=TILE_KEYS, xp=xp
             )
             outputs.append(O)
             lses.append(lse)
-    back = xp.asarray(np.argsort(order, kind="stable"), device=device(query))
-    output = call.rounded(xp.take(xp.concat(outputs), back, axis=0))
-    return AttentionResult(output, xp.take(xp.concat(lses), back, axis=0)) if return_lse else output
+    back = np.argsort(order, kind="stable")
+    output = call.rounded(taken(xp.concat(outputs), back, -2, xp))
+    return AttentionResult(output, taken(xp.concat(lses), back, -1, xp)) if return_lse else output
