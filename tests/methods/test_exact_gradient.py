@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import refattn as ra
 from tests import strategies as draws
 from tests.agreement import assert_agree
-from tests.gradient_oracle import Case
+from tests.derivatives import case, cotangents
 from tests.namespaces import Library, library
 from tests.strategies import Choice, Problem
 
@@ -34,34 +34,12 @@ def problems(draw: st.DrawFn, most: int = 4, **fixed: Any) -> Problem:
     return problem
 
 
-def cotangents(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of a loss with respect to output and lse."""
-    rng = np.random.default_rng(problem.seed + 1)
-    shape = (*problem.batch, problem.heads[0], problem.lengths[0])
-    return rng.standard_normal((*shape, problem.features[1])), rng.standard_normal(shape)
-
-
 def gradient(problem: Problem, lib: Library = NUMPY, **more: Any) -> ra.AttentionGradient:
     """`ra.attention_gradient` on a library's arrays, back in NumPy."""
     dO, dlse = cotangents(problem)
     arguments: dict[str, Any] = problem.arguments(lib) | {"grad_lse": lib.array(dlse)} | more
     found = ra.attention_gradient(lib.array(dO), *map(lib.array, problem.arrays), **arguments)
     return ra.AttentionGradient(*(None if x is None else lib.values(x) for x in found))
-
-
-def case(problem: Problem) -> Case:
-    """The problem as the oracle takes it; a bias of every cell."""
-    q, k, v = (x.astype(np.float64) for x in problem.arrays)
-    (H, _), (L, S) = problem.heads, problem.lengths
-    kept, p = problem.dropout_mask.given, problem.dropout_p
-    bias = problem.bias.given
-    seen = np.broadcast_to(problem.mask.given, (*problem.batch, H, L, S))
-    return Case(
-        q, k, v, *cotangents(problem), seen=seen,
-        scale=1 / math.sqrt(q.shape[-1]) if problem.scale is None else problem.scale, softcap=problem.softcap,
-        bias=bias, sinks=None if problem.sinks is None else np.array(problem.sinks),
-        factors=1.0 if kept is None else kept / (1 - p),
-    )  # fmt: skip
 
 
 def per_key_head(problem: Problem, x: np.ndarray, *, columns: bool = False) -> np.ndarray:
