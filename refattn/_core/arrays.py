@@ -322,7 +322,7 @@ def from_numpy(
             return dask.array.from_array(array)
     import array_api_strict
 
-    return array_api_strict.asarray(array, copy=True)
+    return array_api_strict.asarray(array, copy=True, device=device)
 
 
 def _torch_carrier(name: str) -> str | None:

@@ -58,15 +58,19 @@ def test_one_part_of_lowest_log_sum_exp_is_kept() -> None:
             [np.zeros(3)],
             [np.zeros(())],
             ValueError,
-            "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] (3,), "
-            "outputs[0] (3,) and lses[0] ().",
+            (
+                "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] "
+                "(3,), outputs[0] (3,) and lses[0] ()."
+            ),
         ),
         (
             np.zeros(2),
             np.zeros((2, 1)),
             ValueError,
-            "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] (), "
-            "outputs[0] () and lses[0] (1,).",
+            (
+                "merge_states: all outputs must have one shape (..., L, Ev) and all lses (..., L); got outputs[0] (), "
+                "outputs[0] () and lses[0] (1,)."
+            ),
         ),
         (
             np.zeros((2, 1, 1)),

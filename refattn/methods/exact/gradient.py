@@ -56,8 +56,3 @@ def _product(A: Array, seen: Array, X: Array, xp: Namespace) -> Array:
         return xp.matmul(A, X)
     lost = xp.matmul(xp.astype(seen, xp.float64), xp.astype(~finite, xp.float64)) > 0
     return xp.where(lost, math.nan, xp.matmul(A, xp.where(finite, X, 0.0)))
-
-
-def _transposed(x: Array, xp: Namespace) -> Array:
-    """The last two axes exchanged."""
-    return xp.matrix_transpose(x)
