@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import refattn as ra
-from refattn._core.state import merge_normalised
+from refattn._core.arrays import array_namespace
+from refattn._core.state import empty_state, merge_normalised
 from tests.messages import assert_raises
 from tests.namespaces import Library
 
@@ -41,6 +42,21 @@ def test_the_first_axis_counts_the_parts_however_long_the_others_are(n: int) -> 
     got = ra.merge_states(np.ones((n, 7, 1)), np.zeros((n, 7)))
     assert got.output.tolist() == [[1.0]] * 7
     assert got.lse.tolist() == [math.log(n)] * 7
+
+
+def test_a_part_whose_scores_were_infinite_has_no_output(namespace: Library) -> None:
+    # inf/inf, alone as well as beside another part.
+    output, lse = namespace.array(np.full((1, 1), 3.0)), namespace.array(np.array([math.inf]))
+    for n in (1, 2):
+        got = ra.merge_states([output] * n, [lse] * n)
+        assert np.isnan(namespace.values(got.output)).all()
+
+
+def test_the_empty_state_is_float64(namespace: Library) -> None:
+    query = namespace.array(np.zeros((2, 3, 4)))
+    state = empty_state(query, 5, xp=array_namespace("test", query=query))
+    assert [tuple(x.shape) for x in state] == [(2, 3, 1), (2, 3, 1), (2, 3, 5)]
+    assert [namespace.values(x).dtype for x in state] == [np.float64] * 3
 
 
 def test_one_part_of_lowest_log_sum_exp_is_kept() -> None:
