@@ -126,6 +126,12 @@ def library_of_namespace(xp: Namespace) -> str:
     return str(xp.__name__.removeprefix("array_api_compat.").partition(".")[0])
 
 
+def moved(x: np.ndarray[Any, Any], xp: Namespace, device: Any) -> Array:
+    """A host array in the namespace."""
+    # A copy, since PyTorch warns when it is to share a read-only array.
+    return xp.asarray(x, copy=True, device=device)
+
+
 def taken(x: Array, index: slice | np.ndarray[Any, Any], axis: int, xp: Namespace) -> Array:
     """The cells of x at a slice, or at an array of positions on the host; the axis is counted from the last, -1."""
     if isinstance(index, slice):

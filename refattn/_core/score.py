@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn._core.arrays import Array, Namespace, device
 from refattn._core.state import ABOVE_LOWEST, LOWEST
-from refattn._core.tiles import tiles
+from refattn._core.tiles import tiles, united
 
 
 class Keep(Protocol):
@@ -91,12 +91,7 @@ class Score:
         """First and stop, (L,), of the keys outside which no head sees any; whether there may be gaps to be found."""
         L, S = self.lengths
         mask: Any = self.mask
-        hull = mask.hull(L, S)
-        first, stop, _ = np.broadcast_arrays(*((0, S) if hull is None else hull), np.zeros(L))
-        seen, leading = first < stop, tuple(range(first.ndim - 1))
-        first = np.min(np.where(seen, first, S), axis=leading, initial=S)
-        stop = np.max(np.where(seen, stop, 0), axis=leading, initial=0)
-        return first, stop, mask.readable and mask.interval(L, S) is None
+        return *united(mask.hull(L, S), L, S), mask.readable and mask.interval(L, S) is None
 
     def parts(self, Q_i: Array, K_j: Array, i: slice | Array, j: slice | Array, *, xp: Namespace) -> Parts:
         """The stages of the scores of the queries i and the keys j."""

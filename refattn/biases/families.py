@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.anchors import Anchor, anchor_of, frozen
-from refattn._core.arrays import FLOATS, INTEGERS, Array, Namespace, dtype_name, is_array, to_numpy
+from refattn._core.arrays import FLOATS, INTEGERS, Array, Namespace, dtype_name, is_array, moved, to_numpy
 from refattn._core.checks import check_array, check_cells
 from refattn.biases.base import Bias, own
 
@@ -153,12 +153,6 @@ class FromFunction(Bias):
 def positions(x: slice | Array, n: int) -> Ints:
     """Positions among n, from a slice or an integer array."""
     return np.arange(*x.indices(n), dtype=np.int64) if isinstance(x, slice) else np.asarray(x, np.int64)
-
-
-def moved(x: Floats, xp: Namespace, device: object) -> Array:
-    """A host array in the namespace."""
-    # A copy, since PyTorch warns when it is to share a read-only array.
-    return xp.asarray(x, copy=True, device=device)
 
 
 def real_of(found: Any) -> Floats:

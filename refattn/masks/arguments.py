@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.anchors import Anchor, frozen, integers
-from refattn._core.arrays import Array
+from refattn._core.arrays import Array, moved
 from refattn.masks.base import Ints, Positions
 
 if TYPE_CHECKING:
@@ -20,12 +20,6 @@ def positions(x: Positions, xp: Any, device: Any) -> Array:
     if isinstance(x, slice):
         return xp.arange(x.start, x.stop, dtype=xp.int64, device=device)
     return moved(np.asarray(x, np.int64), xp, device)
-
-
-def moved(x: npt.NDArray[Any], xp: Any, device: Any) -> Array:
-    """A host array in the namespace."""
-    # A copy, since PyTorch warns when it is to share a read-only array.
-    return xp.asarray(x, copy=True, device=device)
 
 
 def shown(x: Any) -> str:

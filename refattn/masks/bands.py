@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from refattn._core.anchors import Anchor, anchor_of, integer
-from refattn._core.arrays import Array
-from refattn.masks.arguments import after, anchor_at, anchor_batch, check_anchor, lead_of, moved, positions, shown
+from refattn._core.arrays import Array, moved
+from refattn.masks.arguments import after, anchor_at, anchor_batch, check_anchor, lead_of, positions, shown
 from refattn.masks.base import Ints, Mask, Positions
 
 

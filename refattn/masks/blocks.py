@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.choice import ImplementationError
-from refattn.masks.forms import CELLS, host_tile, int32, reach
+from refattn._core.tiles import united
+from refattn.masks.forms import CELLS, host_tile, int32
 
 if TYPE_CHECKING:
     from refattn.masks.base import Mask
@@ -212,7 +213,7 @@ def _from_cells(mask: Mask, L: int, S: int, bank: _Bank) -> Iterator[Strip]:
     """Classify the tiles inside the hull by their cells, as many of one query tile at a time as CELLS allows."""
     tile_q, tile_k = bank.tile_q, bank.tile_k
     step = max(1, CELLS // max(1, bank.height * tile_k)) * tile_k
-    low, high = reach(mask, L, S)
+    low, high = united(mask._hull(L, S), L, S)
     for q in range(0, L, tile_q):
         i = slice(q, min(q + tile_q, L))
         indices, tile = [], []

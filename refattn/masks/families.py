@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.anchors import frozen
-from refattn._core.arrays import Array, dtype_name, is_array, readable, to_numpy
+from refattn._core.arrays import Array, dtype_name, is_array, moved, readable, to_numpy
 from refattn._core.checks import check_cells
-from refattn.masks.arguments import batch_of, lead_of, lengths_of, moved, per_head, picked, positions, shown
+from refattn.masks.arguments import batch_of, lead_of, lengths_of, per_head, picked, positions, shown
 from refattn.masks.base import Ints, Mask, Positions
 from refattn.masks.forms import size
 from refattn.masks.held import Held

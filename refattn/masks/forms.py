@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.choice import ImplementationError
+from refattn._core.tiles import united
 
 if TYPE_CHECKING:
     from refattn.masks.base import Mask, Positions
@@ -44,15 +45,6 @@ def host_tile(mask: Mask, i: Positions, j: Positions, L: int, S: int) -> npt.NDA
     return cells
 
 
-def reach(mask: Mask, L: int, S: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First and stop, (L,), of the keys outside which no leading index has a cell."""
-    found = mask._hull(L, S)
-    first, stop = (np.broadcast_to(x, (*mask.lead, L)) for x in ((0, S) if found is None else found))
-    seen, leading = first < stop, tuple(range(len(mask.lead)))
-    low = np.min(np.where(seen, first, S), axis=leading, initial=S)
-    return low, np.max(np.where(seen, stop, 0), axis=leading, initial=0)
-
-
 def count(mask: Mask, L: int, S: int) -> npt.NDArray[np.int64]:
     """Cells of each leading index: from the intervals, else by tiles."""
     found = mask._interval(L, S)
@@ -60,7 +52,7 @@ def count(mask: Mask, L: int, S: int) -> npt.NDArray[np.int64]:
         rows = np.broadcast_to(found[1] - found[0], (*mask.lead, L))
         return np.asarray(rows.sum(axis=-1, dtype=np.int64))
     total = np.zeros(mask.lead, np.int64)
-    low, high = reach(mask, L, S)
+    low, high = united(mask._hull(L, S), L, S)
     # Square tiles, whose side shrinks as the leading axes grow.
     side = max(1, math.isqrt(CELLS // max(1, total.size)))
     for q in range(0, L, side):
@@ -87,7 +79,7 @@ def csr(mask: Mask, L: int, S: int) -> Any:
     else:
         counted, parts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         height = max(1, CELLS // max(1, S))
-        low, high = reach(mask, L, S)
+        low, high = united(mask._hull(L, S), L, S)
         for q in range(0, L, height):
             i = slice(q, min(q + height, L))
             start = int(low[i].min())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from refattn._core.arrays import Array, array_namespace, taken, to_numpy
+from refattn._core.arrays import Array, array_namespace, moved, taken, to_numpy
 from refattn.masks.base import Mask, Positions
 
 
@@ -36,7 +36,7 @@ class Held(Mask):
         own = array_namespace("mask.tile", mask=self.cells)
         cells = self.cells if self.cells.shape[-2] == 1 else taken(self.cells, i, -2, own)
         cells = cells if self.cells.shape[-1] == 1 else taken(cells, j, -1, own)
-        return cells if xp is own else xp.asarray(to_numpy(cells), copy=True, device=device)
+        return cells if xp is own else moved(to_numpy(cells), xp, device)
 
     def _at(self, index: tuple[int, ...]) -> Mask:
         return Held(self.cells[(*index, ...)])

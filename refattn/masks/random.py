@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from refattn._core.anchors import integer
-from refattn._core.arrays import Array
+from refattn._core.arrays import Array, moved
 from refattn._core.checks import check_real
-from refattn.masks.arguments import moved, positions
+from refattn.masks.arguments import positions
 from refattn.masks.base import Ints, Mask, Positions
 from refattn.masks.families import heads_of
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core.anchors import Anchor, anchor_of
-from refattn._core.arrays import Array
+from refattn._core.arrays import Array, moved
 from refattn.masks.arguments import (
     after,
     anchor_at,
@@ -19,7 +19,6 @@ from refattn.masks.arguments import (
     check_anchor,
     lead_of,
     lengths_of,
-    moved,
     per_head,
     picked,
     positions,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refattn._core.arrays import Array
-from refattn.masks.arguments import moved, positions
+from refattn._core.arrays import Array, moved
+from refattn.masks.arguments import positions
 from refattn.masks.base import Mask, Positions
 
 
