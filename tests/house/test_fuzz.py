@@ -187,3 +187,19 @@ def test_the_mixtures_are_mixed(function: str) -> None:
 
     run()
     assert min(became["agreed"], became["refused"]) >= 20
+
+
+@pytest.mark.parametrize("function", ["attention_gradient", "attention_scores"])
+def test_the_mixtures_are_moderate_often_enough(function: str) -> None:
+    # Where nothing can overflow, no NaN is let through: that must not be a rare case.
+    became: Counter[str] = Counter()
+
+    @given(call=mixtures.calls(function))
+    @settings(max_examples=100, derandomize=True, database=None)
+    def run(call: dict[str, Any]) -> None:
+        arguments = mixtures.given_arguments(call)
+        got = result_or_message(function, lambda: getattr(ra, function)(**arguments))
+        became["refused" if got is None else "moderate" if moderate(arguments) else "passed"] += 1
+
+    run()
+    assert min(became["moderate"], became["refused"]) >= 20
