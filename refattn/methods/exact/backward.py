@@ -74,8 +74,10 @@ def attention_gradient(
 ) -> AttentionGradient:
     """Gradients of a loss with respect to the inputs of `attention`, from those with respect to its results.
 
-        dV = (P Z)^T dO,    dP = (dO V^T) Z,    dS = P (dP - rowsum(dO O) + dlse)
-        dQ = scale dR K,    dK = scale dR^T Q,    dR = dS (1 - tanh^2(R / softcap)),    R = scale Q K^T
+        dV = (P Z)^T dO
+        dP = (dO V^T) Z,    dS = P (dP - rowsum(dO O) + dlse)
+        dR = dS (1 - tanh^2(R / softcap)),    R = scale Q K^T
+        dQ = scale dR K,    dK = scale dR^T Q
 
     Parameters
     ----------
