@@ -132,12 +132,12 @@ class Documents(Stacked):
         return cells
 
     def _interval(self, L: int, S: int) -> tuple[Ints, Ints] | None:
-        return self._ends(L, S, exact=True)
+        return self._ends(L, exact=True)
 
     def _hull(self, L: int, S: int) -> tuple[Ints, Ints] | None:
-        return self._ends(L, S, exact=False)
+        return self._ends(L, exact=False)
 
-    def _ends(self, L: int, S: int, *, exact: bool) -> tuple[Ints, Ints] | None:
+    def _ends(self, L: int, *, exact: bool) -> tuple[Ints, Ints] | None:
         """The interval form, or the hull, written out to lead + (L,)."""
         ones: list[Any] = [self.at(index) for index in np.ndindex(self.lead)]
         found = [one._ends_of_one(L, exact) for one in ones]

@@ -208,13 +208,13 @@ def _peak(work: Work) -> int:
     held = n + Z
     if work.sinks:
         held += state + 2 * h
-        moments += [held + 4 * r + max(2 * r, 2 * o + r, 2 * o + o // WORD)]
+        moments += [held + 4 * r + max(2 * r, 2 * o + r)]
     moments += [held + state + 2 * o + 2 * work.rows, held + state + o + 2 * r + 2 * work.rows]  # O, lse
     casts = sum(WORD * c for c, name in zip(work.elements[:3], work.dtypes, strict=False) if name != "float64")
     results = o + r + (work.operand_bytes[3] if work.dtypes[3] != "float64" else 0)
     if work.return_weights:
         moments += [moment + results for moment in (*scores, 3 * n + work.cells)]
-    return casts + max(*moments, results)
+    return casts + max(moments)
 
 
 def _score_moments(work: Work) -> list[int]:

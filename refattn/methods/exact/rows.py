@@ -126,12 +126,12 @@ def attention_rows(
     xp = call.xp
     index = check_rows("attention_rows", rows, tuple(query.shape[:-1]))
     heads, of_head = np.unique(index[:, :-1], axis=0, return_inverse=True)
-    order = np.argsort(of_head.reshape(-1), kind="stable")
+    order = np.argsort(of_head, kind="stable")
     outputs = [xp.zeros((0, value.shape[-1]), dtype=xp.float64, device=device(query))]
     lses = [xp.zeros((0,), dtype=xp.float64, device=device(query))]
     for number, head in enumerate(heads):
         slab = call.slab(tuple(head.tolist()))
-        of_slab = index[of_head.reshape(-1) == number, -1]
+        of_slab = index[of_head == number, -1]
         for part in tiles(len(of_slab), TILE_ROWS):
             positions = of_slab[part]
             Q = slab.query.take(positions)
@@ -140,6 +140,6 @@ def attention_rows(
             )
             outputs.append(O)
             lses.append(lse)
-    back = np.argsort(order, kind="stable")
+    back = np.argsort(order)
     output = call.rounded(taken(xp.concat(outputs), back, -2, xp))
     return AttentionResult(output, taken(xp.concat(lses), back, -1, xp)) if return_lse else output
