@@ -103,7 +103,8 @@ class Chunked(Segments):
     def _ends(self, i: Ints, L: int, S: int) -> tuple[Ints, Ints]:
         # Before key 0 and from S + size on there are no chunks with keys.
         first = (i + after(self.anchor, 0, L, S, S + self.size)[..., None]) // self.size * self.size
-        return np.clip(first, 0, S), np.clip(first + self.size, 0, S)
+        first = np.minimum(first, S)  # two of the largest chunks do not fit in int64
+        return np.maximum(first, 0), np.clip(first + self.size, 0, S)
 
     def _at(self, index: tuple[int, ...]) -> Mask:
         return replace(self, anchor=anchor_at(self.anchor, self.lead[:-1], index[:-1]))

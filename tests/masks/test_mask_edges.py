@@ -245,3 +245,12 @@ def test_an_array_that_is_mapped_over_is_held_and_not_read() -> None:
     torch.func.vmap(of_one)(cells)
     assert [(type(mask), mask.readable, mask.lead) for mask in made] == [(Held, False, ())]
     assert masks.array(cells).readable
+
+
+@pytest.mark.parametrize("anchor", [2**63 - 1, 2**63, 2**62, -(2**62), -(2**63)])
+def test_a_query_beyond_the_first_of_the_largest_chunks_sees_nothing(anchor: int) -> None:
+    mask = masks.chunked(2**62, anchor=anchor)
+    first, stop = mask.interval(1, 3)
+    assert np.broadcast_arrays(first, stop)[0].tolist() == np.broadcast_arrays(first, stop)[1].tolist()
+    assert not mask.dense(1, 3).any()
+    assert masks.chunked(2**62, anchor=2**62 - 1).dense(1, 3).all()
