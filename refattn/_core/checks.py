@@ -77,9 +77,9 @@ def check_real(function: str, name: str, x: object, kind: str = "a real number o
     return number
 
 
-def check_scale(function: str, scale: object, E: int) -> float:
-    """The factor on the scores; 1/sqrt(E) where none is given."""
-    return 1.0 / math.sqrt(E) if scale is None else check_real(function, "scale", scale)
+def check_scale(function: str, scale: object) -> float | None:
+    """The factor on the scores, or None where none is given."""
+    return None if scale is None else check_real(function, "scale", scale)
 
 
 def check_softcap(function: str, softcap: object) -> float | None:

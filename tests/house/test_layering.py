@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = (
     ("_core",),
     ("masks", "biases", "transforms", "data"),
-    ("layouts", "conventions"),
+    ("layouts", "conventions", "_arguments"),
     ("contract",),
     ("_call",),
     ("methods",),
@@ -36,7 +36,7 @@ ROWS = (
 STANDS_ON = {
     "data": {"_core"},
     "transforms": {"_core"},
-    "oracle": {"_core", "masks", "biases"},
+    "oracle": {"_core", "masks", "biases", "_arguments"},
     "__init__": set(),
     "_pytest_plugin": set(),
 }
