@@ -1,0 +1,1 @@
+"""Exact attention with a proven error radius for every number, down to correctly rounded results."""
