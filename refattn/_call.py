@@ -123,7 +123,7 @@ def prepare(function: str, query: Array, key: Array, value: Array | None, **give
         bias=arguments.bias,
         mask=arguments.mask,
         sink=None if sinks is None else xp.reshape(sinks, (*groups, 1, 1)),
-        dropout=None if kept is None else Dropout(kept, 1.0 / (1.0 - arguments.dropout_p)),
+        dropout=None if kept is None else Dropout(kept, arguments.dropout_p),
         groups=groups,
     )
     return Call(xp, query, key, value, score, arguments.dtype)

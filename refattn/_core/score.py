@@ -51,10 +51,15 @@ class Parts(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Which weights are kept, and the factor 1 / (1 - p) that these are multiplied by."""
+    """Which weights are kept, and the probability with which each was to be dropped."""
 
     mask: Keep
-    factor: float
+    p: float
+
+    @property
+    def factor(self) -> float:
+        """What the weights that are kept are multiplied by."""
+        return 1.0 / (1.0 - self.p)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class Score:
         """Factors (..., i, j) by which dropout multiplies the weights: 0 or 1 / (1 - p); None without dropout."""
         if self.dropout is None:
             return None
-        mask, factor = self.dropout
+        mask, factor = self.dropout.mask, self.dropout.factor
         kept = self._grouped(mask.tile(i, j, *self.lengths, xp=xp, device=device(Q_i)), xp)
         return xp.astype(kept, xp.float64) * factor
 

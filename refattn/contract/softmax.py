@@ -43,6 +43,11 @@ class Problem:
         The reference's output.
     lse : array, shape (R,)
         The reference's log-sum-exp.
+    output_radius : array, shape (R, Ev), optional
+        How far the reference's output may be from the exact one, where more is proven than that it is a float64
+        evaluation; inf where not.
+    lse_radius : array, shape (R,), optional
+        How far its log-sum-exp may be.
     """
 
     query: Floats
@@ -52,6 +57,8 @@ class Problem:
     rows: npt.NDArray[np.int64]
     output: Floats
     lse: Floats
+    output_radius: Floats | None = None
+    lse_radius: Floats | None = None
 
     def part(self, rows: slice) -> Problem:
         """Return the problem of some of the rows.
@@ -67,7 +74,8 @@ class Problem:
             With the same keys and values.
         """
         of_rows = (self.query[rows], self.key, self.value, self.score, self.rows[rows])
-        return Problem(*of_rows, self.output[rows], self.lse[rows])
+        radii = (None if x is None else x[rows] for x in (self.output_radius, self.lse_radius))
+        return Problem(*of_rows, self.output[rows], self.lse[rows], *radii)
 
 
 class Bound(NamedTuple):
@@ -213,7 +221,7 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
             + _column(flush) * (1 + size)
         )
         E_o: Floats = numerator * _column((1 + last) / (1 - beta)) + _column(last) * size
-        E_o *= _column(1 + share + slack)
+        E_o *= _column(1 + slack)
         return E_o
 
     # Lemma 7: sum p (v - o)^2, the sink (p_z, 0) included, from the sums about a common center.
@@ -221,15 +229,23 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
     off = np.abs(o - center)
     inexact = _column(slack) * about + 2 * share * off * distance(np.sqrt(about))
     E_o = distance(np.sqrt(np.maximum(about - off**2, 0) + inexact))
+    E_o = _with_reference(E_o, share, problem.output_radius)
     claim = _column(known) & ~sums.lost_value & np.isfinite(o) & _fits(contract, maxima, A, e_max, score)
     E_o = np.where(claim, E_o, np.inf)
     E_o = E_o + half_ulp(size + E_o, contract.output) + tiny
 
-    E_lse = (errors.log_error(contract, np.abs(m), S) - np.log1p(-beta)) * (1 + share + slack)
+    E_lse = (errors.log_error(contract, np.abs(m), S) - np.log1p(-beta)) * (1 + slack)
+    E_lse = _with_reference(E_lse, share, problem.lse_radius)
     E_lse = np.where(known, E_lse, np.inf)
     E_lse = E_lse + half_ulp(np.abs(lse) + E_lse, contract.lse)
     empty = n == 0
     return np.where(_column(empty), 0.0, E_o), np.where(empty & (z == -math.inf), 0.0, E_lse)
+
+
+def _with_reference(E: Floats, share: float, radius: Floats | None) -> Floats:
+    """Lemma 9: a distance from the exact value as one from the reference's, which is proven in two ways."""
+    own = share * E
+    return E + (own if radius is None else np.minimum(own, radius))
 
 
 def _scores(problem: Problem, j: slice) -> tuple[Parts, Floats]:

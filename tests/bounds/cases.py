@@ -77,7 +77,7 @@ class Case:
         whole = {name: None if x is None else Whole(x) for name, x in (("bias", self.bias), ("mask", self.keep))}
         sink = None if self.sink is None else np.float64(self.sink)
         if self.kept is not None:
-            whole["dropout"] = Dropout(Whole(self.kept), 1 / (1 - self.dropout_p))
+            whole["dropout"] = Dropout(Whole(self.kept), self.dropout_p)
         score = Score((len(self.q), len(self.k)), self.scale, self.softcap, sink=sink, **whole)
         rows = np.arange(len(self.q))
         return contract.softmax_bound(claim, contract.Problem(self.q, self.k, self.v, score, rows, o, lse))

@@ -60,7 +60,7 @@ def counted(call: dict[str, Any], *, weights: bool) -> Counter:
         bias=tile("bias"),
         mask=tile("mask"),
         sink=numbers(Hk, H // Hk, 1, 1) if call["sinks"] else None,
-        dropout=None if kept is None else Dropout(kept, 1.25),
+        dropout=None if kept is None else Dropout(kept, 0.2),
         groups=(Hk, H // Hk),
     )
     O, lse = reference.attention(Q, K, V, score=score, xp=c)
