@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refattn import biases, contract, conventions, data, layouts, masks, testing
+    from refattn import biases, contract, conventions, data, layouts, masks, oracle, testing
     from refattn._call import AttentionResult
     from refattn._core.arrays import from_numpy, to_numpy
     from refattn._core.choice import Capabilities, ConventionError, ImplementationError
@@ -46,6 +46,7 @@ __all__ = (
     "layouts",
     "masks",
     "merge_states",
+    "oracle",
     "rotary_cos_sin",
     "rotary_embedding",
     "testing",

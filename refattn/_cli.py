@@ -1,4 +1,4 @@
-"""The command line: check a kernel, list what there is, tell what is installed. It parses and prints."""
+"""The command line: check a kernel, compare digests, list what there is and what is installed. It parses and prints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from refattn import contract, masks
+from refattn import contract, data, masks
 from refattn._core.choice import Capabilities
+from refattn.oracle.digest import digest
+from refattn.oracle.named import NAMES, named_problem
 from refattn.testing import KernelSpec, check_kernel
 from refattn.testing.spec import LAYOUTS, LENGTHS, LIBRARIES
 from refattn.testing.stored import check_file
@@ -76,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="fewer shapes")
     add("--seed", type=int, default=0, help="seed of the drawn inputs")
     add("--json", action="store_true", help="print the report as JSON")
+    about = "compute the golden digests again: correctly rounded results that are the same on every machine"
+    digests = commands.add_parser(
+        "digest", help=about, description=f"{about.capitalize()}. Exit code: 0 all are, 1 one differs."
+    )
+    digests.add_argument("names", nargs="*", metavar="NAME", help=f"problems, all by default: {', '.join(NAMES)}")
+    digests.set_defaults(command=_digest)
     for name, command, about in (
         ("list", _list, "what each public function serves"),
         ("info", _info, "versions, BLAS, and what is installed"),
@@ -165,6 +173,20 @@ def _mask(options: argparse.Namespace) -> masks.Mask | None:
     left, right = (None if n == -1 else n for n in options.window)
     window = masks.window(left, right, anchor=options.causal)
     return window if causal is None else causal & window
+
+
+def _digest(options: argparse.Namespace) -> int:
+    """Compute the golden digests again, and print whether they agree."""
+    golden, code = data.digests(), RIGHT
+    problems = [(name, named_problem(name)) for name in options.names or NAMES]
+    for name, problem in problems:
+        found = digest(**problem)
+        if found == golden[name]:
+            print(f"{name:<20} {found} ok")
+        else:
+            code = WRONG
+            print(f"{name:<20} {found} differs from {golden[name]}")
+    return code
 
 
 def _list(options: argparse.Namespace) -> int:

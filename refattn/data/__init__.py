@@ -1,4 +1,4 @@
-"""Real input that ships with the package: what a trained model feeds to its attention."""
+"""What ships with the package: real input, which a trained model fed to its attention, and golden digests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Capture", "smollm2"]
+__all__ = ["Capture", "digests", "smollm2"]
 
 Array = NDArray[np.float16]
 
@@ -101,6 +101,27 @@ def smollm2() -> Capture:
     A class can implement certain operations that are invoked by special
     """
     return _load("smollm2.npz")
+
+
+def digests() -> Mapping[str, str]:
+    """Golden digests: SHA-256 of correctly rounded attention on problems that have a name.
+
+    Returns
+    -------
+    mapping of str to str
+        For the name of each problem the 64 hexadecimal digits that every machine arrives at; read-only.
+
+    Notes
+    -----
+    ``python -m refattn digest`` computes them again and compares.
+
+    Examples
+    --------
+    >>> digests()["causal-bfloat16"][:16]
+    '6a240ef3b3cc766d'
+    """
+    with (files(__name__) / "digests.json").open("rb") as file:
+        return MappingProxyType(json.load(file))
 
 
 @cache

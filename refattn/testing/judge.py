@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,14 @@ import numpy.typing as npt
 from refattn._call import Call
 from refattn._core.score import Score
 from refattn._core.tiles import tiles
+from refattn.biases import Bias
 from refattn.contract import Contract, Problem
 from refattn.contract.formats import FORMATS, half_ulp, unit
+from refattn.masks import Mask
 from refattn.methods.exact import reference
+from refattn.oracle import float64
+from refattn.oracle.operands import Operand
+from refattn.oracle.problem import Problem as Exact
 from refattn.testing.sampling import Rows
 
 Floats = npt.NDArray[np.float64]
@@ -70,8 +75,8 @@ class Operands(NamedTuple):
     """Rows of the query (R, E), key (S, E), value (S, Ev) of one (batch ..., head), float64 when sliced; the score."""
 
     query: Floats
-    key: Any
-    value: Any
+    key: Operand
+    value: Operand
     score: Score
 
 
@@ -102,14 +107,13 @@ def slabs(call: Call, rows: Rows) -> Iterator[tuple[tuple[int, ...], Ints, Opera
     groups = call.score.groups
     assert groups is not None
     held: tuple[int, ...] | None = None
-    key: Any = None
-    value: Any = None
+    key, value = Operand(np.empty((0, 1))), Operand(np.empty((0, 1)))
     for index, positions in rows.slabs:
         slab = call.slab(index)
         of_key = (*index[:-1], index[-1] // groups[1])
         if of_key != held:
             fits = math.prod(slab.key.shape) + math.prod(slab.value.shape) <= HELD
-            key, value = (slab.key[...], slab.value[...]) if fits else (slab.key, slab.value)
+            key, value = (Operand(x[...] if fits else x) for x in (slab.key, slab.value))
             held = of_key
         for part in tiles(len(positions), TILE_ROWS):
             chosen = positions[part]
@@ -117,11 +121,11 @@ def slabs(call: Call, rows: Rows) -> Iterator[tuple[tuple[int, ...], Ints, Opera
 
 
 def right_values(operands: Operands, rows: Ints, terms: Terms) -> Right:
-    """Reference and bound of some rows."""
+    """Exact values and bound of some rows."""
     Q, K, V, score = operands
-    output, lse = reference.attention_rows(Q, K, V, rows=rows, score=score, tile_k=TILE_KEYS, xp=np)
+    output, lse, *radii = _exact(operands, rows)
     assert terms.bound is not None
-    bound = terms.bound(terms.contract, Problem(Q, K, V, score, rows, output, lse))
+    bound = terms.bound(terms.contract, Problem(Q, cast(Any, K), cast(Any, V), score, rows, output, lse, *radii))
     output_bound, lse_bound = np.array(bound.output), np.array(bound.lse)
     if terms.lse_factor != 1.0:
         # The kernel's last product, by log2(e), and its storing happen to the number in the other base.
@@ -136,6 +140,32 @@ def right_values(operands: Operands, rows: Ints, terms: Terms) -> Right:
     else:
         output[empty], output_bound[empty], lse_bound[empty] = terms.empty_row, 0.0, 0.0
     return Right(output, lse, output_bound, lse_bound, overflows)
+
+
+def _exact(operands: Operands, rows: Ints) -> tuple[Floats, Floats, Floats, Floats]:
+    """Output and log-sum-exp of some rows, and their radii; from the float64 reference where those are infinite."""
+    Q, K, V, score = operands
+    problem = Exact(
+        query=Operand(Q),
+        key=K,
+        value=V,
+        scale=score.scale,
+        softcap=score.softcap,
+        mask=cast(Mask | None, score.mask),
+        bias=cast(Bias | None, score.bias),
+        sink=-math.inf if score.sink is None else float(np.max(np.asarray(score.sink))),
+        dropout=None if score.dropout is None else cast(Mask, score.dropout.mask),
+        dropout_p=0.0 if score.dropout is None else score.dropout.p,
+        among=(score.lengths[0], rows),
+    )
+    exact = float64.certify(problem, np.arange(len(rows)))
+    unproven = np.isinf(exact.radius).any(axis=1) | np.isinf(exact.lse_radius)
+    if unproven.any():
+        exact.output[unproven], exact.lse[unproven] = reference.attention_rows(
+            Q[unproven], K, V, rows=rows[unproven], score=score, tile_k=TILE_KEYS, xp=np
+        )
+        exact.radius[unproven], exact.lse_radius[unproven] = math.inf, math.inf
+    return exact.output, exact.lse, exact.radius, exact.lse_radius
 
 
 def compare(got: Any, expected: Floats, bound: Floats, overflows: npt.NDArray[np.bool_]) -> Compared:

@@ -23,6 +23,7 @@ from refattn.masks import Mask, array
 from refattn.masks.bands import Band
 from refattn.masks.combine import Not, Pair
 from refattn.methods.exact import reference
+from refattn.oracle.operands import Operand
 from refattn.testing import lost_keys
 from refattn.testing.judge import (
     TILE_KEYS,
@@ -176,7 +177,7 @@ def _swaps(call: Call, cases: list[Case]) -> Iterator[Swap]:
             if _moved(mask, step) is not mask:
                 yield _remasked(f"the mask ends one key {word}", partial(_moved, step=step))
         yield _without("mask", "no mask at all")
-    for name in ("bias", "softcap", "sink"):
+    for name in ("bias", "softcap", "sink", "dropout"):
         if getattr(score, name) is not None:
             yield _without(name, f"no {'sinks' if name == 'sink' else name}")
     E = call.query.shape[-1]
@@ -207,7 +208,7 @@ def _modulo_head(call: Call, case: Case) -> Operands:
     assert groups is not None
     key_heads, members = groups
     slab = call.slab((*case.index[:-1], case.index[-1] % key_heads * members))
-    return case.operands._replace(key=slab.key[...], value=slab.value[...])
+    return case.operands._replace(key=Operand(slab.key[...]), value=Operand(slab.value[...]))
 
 
 def _remasked(text: str, change: Callable[[Mask], Mask]) -> Swap:
@@ -286,8 +287,8 @@ def _slope(operands: Operands, rows: Ints) -> tuple[Floats, Floats]:
 
 def _weights(operands: Operands, rows: Ints) -> tuple[Floats, Floats, Parts]:
     """Output, weights and stages of the scores of some rows over all keys."""
-    Q, K, V, score = operands
-    K = K[...]
+    Q, V, score = operands.query, operands.value, operands.score
+    K = operands.key[...]
     j = slice(0, len(K))
     S = score(Q, K, rows, j, xp=np)
     output, lse = reference.attention_rows(Q, K, V, rows=rows, score=score, tile_k=TILE_KEYS, xp=np)

@@ -15,9 +15,10 @@ def test_the_support_table_is_the_generated_one() -> None:
     assert script["with_table"](README) == README, "run: .venv/bin/python docs/support_table.py"
 
 
-def test_the_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+def test_the_examples_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
 
 
 def test_every_file_it_points_to_is_there() -> None:

@@ -13,6 +13,7 @@ import refattn as ra
 from refattn import layouts, masks
 from refattn._call import prepare
 from refattn.contract import flash
+from refattn.oracle.operands import Operand
 from refattn.testing.judge import Operands, Terms, right_values
 from refattn.testing.sequences import NOTHING
 
@@ -55,7 +56,7 @@ def bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: masks.Mask) -> np.n
     rows = np.arange(q.shape[2])
     return np.stack(
         [
-            2 * right_values(Operands(x.query[...], x.key[...], x.value[...], x.score), rows, terms).output_bound
+            2 * right_values(Operands(x.query[...], *map(Operand, (x.key, x.value)), x.score), rows, terms).output_bound
             for x in slabs
         ]
     )
