@@ -108,19 +108,23 @@ def _scores(problem: Problem, held: _Held, tile: Tile, s: Floats, w: Floats) -> 
     of_query, of_key = problem.query.measures, problem.key.measures
     q, k, seen = tile.queries, tile.keys, tile.seen
     sigma, rounding = _sigma(problem)
-    size = of_query.norm[q] * of_key.norm[seen].max(initial=0.0)
+    norm, quantum = of_query.norm[q], of_query.quantum[q]
+    size = norm * of_key.norm[seen].max(initial=0.0)
     logit = size * abs(sigma)
     known = np.maximum(size, logit) < LARGEST_LOGIT
 
     Q = problem.query.numbers(q)
     scaled = Q * sigma
-    held_exactly = rounding == 0.0 and bool((scaled / sigma == Q).all())
+    folded = rounding == 0.0 and bool((scaled / sigma == Q).all())
+    if folded:
+        Q = scaled
+        norm, quantum = np.where(norm > 0, norm * abs(sigma) + ETA, 0.0), quantum + math.frexp(sigma)[1] - 1
     for part in held.chunks(k):
         j = slice(k.start + part.start, k.start + part.stop)
-        np.matmul(scaled if held_exactly else Q, held.keys(j).T, out=s[:, part])
-    if not held_exactly:
+        np.matmul(Q, held.keys(j).T, out=s[:, part])
+    if not folded:
         s *= sigma
-    exact = exact_rows(of_query.norm[q], of_query.quantum[q], of_key.norm[seen], of_key.quantum[seen])
+    exact = exact_rows(norm, quantum, of_key.norm[seen], of_key.quantum[seen])
     # A product with a power of two rounds only where it leaves the normal range.
     constant = np.where(exact, 0.0, E * U * logit * 1.001 + E * ETA * max(1.0, abs(sigma))) + ETA
     slope, more = U, None
