@@ -17,7 +17,7 @@ import numpy as np
 
 from refattn import contract, data, masks
 from refattn._core.choice import Capabilities
-from refattn.oracle.digest import digest
+from refattn.oracle.hashing import digest
 from refattn.oracle.named import NAMES, named_problem
 from refattn.testing import KernelSpec, check_kernel
 from refattn.testing.spec import LAYOUTS, LENGTHS, LIBRARIES

@@ -72,7 +72,7 @@ def exp_in_place(x: Floats) -> None:
     It is C-contiguous, or flattens without a copy; else ValueError. Its numbers lie between EXP_LOWEST and
     EXP_HIGHEST; any other makes its own result meaningless, and NaN stays NaN.
     """
-    flat = x.reshape(-1, copy=False)
+    flat = _flattened(x)
     constants = tables()
     for start in range(0, flat.size, _CHUNK):
         r = flat[start : start + _CHUNK]
@@ -95,6 +95,14 @@ def exp_in_place(x: Floats) -> None:
         np.add(power, q, out=r)
 
 
+def _flattened(x: Floats) -> Floats:
+    """The same memory as one axis."""
+    flat = x.reshape(-1)
+    if flat.size and not np.may_share_memory(flat, x):
+        raise ValueError("exp_in_place: x must flatten without a copy.")
+    return flat
+
+
 def exp_dd(high: Floats, low: Floats) -> Pair:
     """Exponential of high + low in new arrays, as `exp_dd_in_place` computes it."""
     high, low = (np.array(x, dtype=np.float64, order="C") for x in np.broadcast_arrays(high, low))
@@ -109,7 +117,7 @@ def exp_dd_in_place(high: Floats, low: Floats) -> None:
     and |low| <= 2^-43, as it is in a double-double of that size. The low part of the result may exceed half a unit in
     the last place of the high part, by 2^-12 of it.
     """
-    flat_high, flat_low = high.reshape(-1, copy=False), low.reshape(-1, copy=False)
+    flat_high, flat_low = _flattened(high), _flattened(low)
     constants = tables()
     for start in range(0, high.size, _CHUNK_DD):
         x, y = (flat[start : start + _CHUNK_DD] for flat in (flat_high, flat_low))

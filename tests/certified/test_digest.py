@@ -17,9 +17,9 @@ import pytest
 import refattn
 from refattn import data, masks
 from refattn._cli import main
-from refattn.oracle.digest import digest
+from refattn.oracle.climb import rounded
+from refattn.oracle.hashing import digest
 from refattn.oracle.named import BITS, NAMES, named_problem
-from refattn.oracle.rounded import rounded
 from refattn.oracle.rounding import FORMATS, round_floats
 from tests.certified import balls
 

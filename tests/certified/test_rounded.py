@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import ml_dtypes
@@ -12,16 +11,14 @@ import pytest
 import refattn as ra
 from refattn import biases, masks
 from refattn._core.arrays import round_to
-from refattn.oracle import double_double, exact, float64
+from refattn.oracle import climb, double_double, exact, float64
 from refattn.oracle import problem as problems
+from refattn.oracle.climb import rounded
 from refattn.oracle.operands import Operand
 from refattn.oracle.problem import Problem
-from refattn.oracle.rounded import rounded
 from refattn.oracle.rounding import FORMATS
 
 LOWER = masks.causal("lower_right")
-# The module, whose name is its function's too.
-MODULE = importlib.import_module("refattn.oracle.rounded")
 
 
 def drawn(*shapes: tuple[int, ...], seed: int = 0, dtype: str = "float64") -> list[np.ndarray]:
@@ -54,7 +51,7 @@ def no_exact_tier(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the exact tier was asked")
 
-    monkeypatch.setattr(MODULE, "Row", refuse)
+    monkeypatch.setattr(climb, "Row", refuse)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -227,7 +224,7 @@ def test_each_tier_gets_what_the_one_before_left_open(monkeypatch: pytest.Monkey
 
     watch(float64, "float64")
     watch(double_double, "double-double")
-    monkeypatch.setattr(MODULE, "Row", Watched)
+    monkeypatch.setattr(climb, "Row", Watched)
     assert_same(rounded(q, k, v, **given), want)
     assert asked["float64"] == list(range(64))
     # The first row sees one key: column 3 is that key's value, a tie. No other row is left open.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refattn.oracle.rounded import rounded
+from refattn.oracle.climb import rounded
 from tests.certified.balls import FORMATS, correct
 from tests.certified.corners import KINDS
 from tests.certified.kinds import Case, Rng, cast, pick

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refattn.oracle.digest import digest
+from refattn.oracle.climb import rounded
+from refattn.oracle.hashing import digest
 from refattn.oracle.named import NAMES, named_problem
-from refattn.oracle.rounded import rounded
 from tests.messages import ANY, Case, K, Q, V, assert_raises
 
 KINDS = "float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, float8_e4m3fnuz, float8_e5m2fnuz"  # in order

@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn import biases, masks
 from refattn._core.arrays import Array, dtype_name
-from refattn.oracle.rounded import round_attention
+from refattn.oracle.climb import round_attention
 
 
 def digest(
