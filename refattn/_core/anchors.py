@@ -1,4 +1,4 @@
-"""Where queries stand among keys, and the integers that arguments of masks and biases are made of."""
+"""Where queries stand among keys, and the integers that arguments are made of."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def integers(function: str, name: str, x: Any, rule: str) -> int | npt.NDArray[A
             x = np.asarray(x)
         except ValueError:
             raise ValueError(f"{wrong}a list whose rows differ in length.") from None
+        x = x if x.size else x.astype(np.int64)
     if not is_array(x):
         raise TypeError(f"{wrong}{x!r}.")
     host = to_numpy(x)

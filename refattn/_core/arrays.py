@@ -174,7 +174,7 @@ def round_to(x: Array, name: str, xp: Namespace) -> Array:
         return x
     import ml_dtypes
 
-    info, on_jax = ml_dtypes.finfo(getattr(ml_dtypes, name, name)), library_of_namespace(xp) == "jax"
+    info, on_jax = ml_dtypes.finfo(name), library_of_namespace(xp) == "jax"
     if name != "float32" and not on_jax:
         x = _shortened(x, info, xp)
     if name in FLOAT8 and name != "float8_e5m2":
@@ -185,7 +185,7 @@ def round_to(x: Array, name: str, xp: Namespace) -> Array:
         x = xp.where(xp.abs(x) > most, math.nan, x)
     if on_jax:
         return jax_casts.from_float64(name, info.nmant + 1)(x)
-    return xp.astype(x, dtype_of(name, xp), copy=False)
+    return xp.astype(x, dtype_of(name, xp))
 
 
 def _shortened(x: Array, info: Any, xp: Namespace) -> Array:
@@ -196,12 +196,12 @@ def _shortened(x: Array, info: Any, xp: Namespace) -> Array:
     """
     precision, smallest_normal = info.nmant + 1, float(info.smallest_normal)
     # A value that float32 holds meets one rounding anyway; this leaves ties (which float32 holds) to that one.
-    held = xp.astype(xp.astype(x, xp.float32), xp.float64) == x
+    held = xp.astype(x, xp.float32) == x
     c = (2.0 ** (53 - precision) + 1.0) * x
     normal = c - (c - x)  # Veltkamp's splitting: x to `precision` bits
     shift = 1.5 * 2.0**52 * (smallest_normal * 2.0 ** (1 - precision))
     subnormal = (x + shift) - shift
-    subnormal = xp.where(subnormal == 0, 0.0 * x, subnormal)  # keeps the sign of zero
+    subnormal = xp.where(subnormal == 0, x, subnormal)  # for the sign of zero; every road takes such an x there
     rounded = xp.where(xp.abs(x) < smallest_normal, subnormal, normal)
     return xp.where(held | ~(xp.abs(x) < 2.0 ** (info.maxexp + 1)), x, rounded)
 
@@ -357,7 +357,6 @@ def _to_torch(array: np.ndarray[Any, Any], device: object) -> Array:
     if not hasattr(torch, name):
         raise TypeError(f"from_numpy: array must have a dtype that torch has; got {name}.")
     # torch.from_numpy shares memory and warns about read-only arrays: the copy is the caller's own.
-    array = np.array(array, order="C", copy=True)
+    array = np.array(array, order="C")
     x = torch.from_numpy(array if carrier is None else array.view(carrier))
-    x = x if carrier is None else x.view(getattr(torch, name))
-    return x if device is None else x.to(device)
+    return x.view(getattr(torch, name)).to(device=device)

@@ -165,7 +165,7 @@ def check_rows(function: str, rows: object, shape: tuple[int, ...]) -> np.ndarra
             f"{function}: rows must have shape (R, {len(shape)}), one index for each of query's axes (..., H, L); got "
             f"{_shape(index.shape)}."
         )
-    outside = (index < 0) | (index >= np.array(shape, dtype=np.int64))
+    outside = (index < 0) | (index >= np.array(shape))
     if outside.any():
         row = index[outside.any(axis=1)][0]
         raise ValueError(

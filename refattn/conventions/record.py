@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refattn import masks
-from refattn._core.anchors import Anchor
+from refattn._core.anchors import Anchor, integers
 from refattn._core.arrays import FLOATS, INTEGERS, Array, array_namespace, dtype_name, to_numpy
 from refattn._core.checks import check_array, check_integer
 from refattn._core.choice import ConventionError
@@ -151,10 +151,11 @@ def _check_axes(function: str, name: str, x: Array, least: int) -> None:
 
 
 def refuse_dropout(function: str, dropout_p: object, *, name: str = "dropout_p") -> None:
-    """Refuse dropout, whose mask no argument names."""
+    """Refuse dropout, whose mask no argument of the system names."""
     if number(function, name, dropout_p) != 0:
         raise ConventionError(
-            f"{function}: {name}={dropout_p} is drawn inside the kernel and cannot be expressed. Pass {name}=0.0."
+            f"{function}: {name}={dropout_p} is drawn inside the kernel and cannot be expressed. Pass {name}=0.0 here, "
+            f"and to attention dropout_p={dropout_p} and the mask that the kernel used as dropout_mask=."
         )
 
 
@@ -213,13 +214,8 @@ def per_head(function: str, name: str, x: Array | None) -> Array | None:
 
 def integers_of(function: str, name: str, x: Any, *, least: int = 0) -> list[int]:
     """A list of integers, from a list or an integer array of any library."""
-    if isinstance(x, list | tuple):
-        return [check_integer(function, f"{name}[{n}]", one, least=least) for n, one in enumerate(x)]
-    check_array(function, name, x, (*FLOATS, *INTEGERS, "bool"))
-    if dtype_name(x) not in INTEGERS or len(x.shape) != 1:
-        raise TypeError(
-            f"{function}: {name} must be a list of integers or an integer array (n,); got {dtype_name(x)} "
-            f"{tuple(x.shape)}."
-        )
-    found: list[int] = to_numpy(x).tolist()
-    return integers_of(function, name, found, least=least)
+    rule = "a list of integers or an integer array (n,)"
+    found = np.asarray(integers(function, name, x, rule))
+    if found.ndim != 1:
+        raise ValueError(f"{function}: {name} must be {rule}; got shape {found.shape}.")
+    return [check_integer(function, f"{name}[{n}]", one, least=least) for n, one in enumerate(found.tolist())]

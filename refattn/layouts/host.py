@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refattn._core.arrays import FLOATS, INTEGERS, Array, dtype_name, from_numpy, is_array, to_numpy
+from refattn._core.anchors import integers
+from refattn._core.arrays import FLOATS, INTEGERS, Array, dtype_name, from_numpy, to_numpy
 from refattn._core.checks import check_array
 
 Ints = npt.NDArray[np.int64]
@@ -42,26 +43,19 @@ def filled(function: str, shape: tuple[int, ...], dtype: np.dtype[Any], fill: fl
     return new
 
 
-def integers(function: str, name: str, x: Any, shape: str, sizes: tuple[int | None, ...]) -> Ints:
+def table_of(function: str, name: str, x: Any, shape: str, sizes: tuple[int | None, ...]) -> Ints:
     """A table of integers in int64, from a list or an array of any library; None is a size that may be any."""
-    try:
-        host = to_numpy(x) if is_array(x) else np.asarray(x)
-    except ValueError:
-        raise ValueError(f"{function}: {name} must have shape {shape}; got rows of different lengths.") from None
-    if host.size == 0 and not is_array(x):  # an empty list
-        host = host.astype(np.int64)
-    if host.dtype.kind not in "iu":
-        raise TypeError(f"{function}: {name} must hold integers; got {dtype_name(host)}.")
-    if host.ndim != len(sizes) or any(n is not None and n != m for n, m in zip(sizes, host.shape, strict=True)):
+    found = np.asarray(integers(function, name, x, f"an integer array of shape {shape}"))
+    if found.ndim != len(sizes) or any(n is not None and n != m for n, m in zip(sizes, found.shape, strict=True)):
         known = f" with B={sizes[0]}" if sizes[0] is not None else ""
         wanted = known if None in sizes else f"={sizes}"
-        raise ValueError(f"{function}: {name} must have shape {shape}{wanted}; got {host.shape}.")
-    return host.astype(np.int64)
+        raise ValueError(f"{function}: {name} must have shape {shape}{wanted}; got {found.shape}.")
+    return found.astype(np.int64)
 
 
 def lengths_of(function: str, name: str, x: Any, B: int | None, most: int | None, axis: str) -> Ints:
     """One length for each sequence, (B,), from 0 to the length of an axis."""
-    lengths = integers(function, name, x, "(B,)", (B,))
+    lengths = table_of(function, name, x, "(B,)", (B,))
     outside = (lengths < 0) | (False if most is None else lengths > most)
     if outside.any():
         at = int(np.flatnonzero(outside)[0])
@@ -72,7 +66,7 @@ def lengths_of(function: str, name: str, x: Any, B: int | None, most: int | None
 
 def offsets_of(function: str, name: str, x: Any, total: int) -> Ints:
     """Where each sequence begins among the tokens, and where the last ends: (B + 1,), from 0 to their number."""
-    offsets = integers(function, name, x, "(B + 1,)", (None,))
+    offsets = table_of(function, name, x, "(B + 1,)", (None,))
     rule = f"{function}: {name} must"
     if not len(offsets):
         raise ValueError(f"{rule} have shape (B + 1,), with at least one entry; got (0,).")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from refattn._core.arrays import Array
 from refattn._core.checks import check_choice, check_flag, check_integer
-from refattn.layouts.host import Host, Ints, back, filled, integers, lengths_of, on_host
+from refattn.layouts.host import Host, Ints, back, filled, lengths_of, on_host, table_of
 from refattn.layouts.ragged import padded_length
 
 PAGES = {"nhd": "(P, page_size, Hk, E)", "hnd": "(P, Hk, page_size, E)"}
@@ -145,7 +145,7 @@ def pack_paged(
     size = check_integer(function, "page_size", page_size, least=1)
     host = on_host(function, "x", x, "(B, Hk, S, E)")
     used = lengths_of(function, "lengths", lengths, len(host), host.shape[2], "S")
-    table = integers(function, "block_table", block_table, "(B, max_pages)", (len(host), None))
+    table = table_of(function, "block_table", block_table, "(B, max_pages)", (len(host), None))
     P = None if pages is None else check_integer(function, "pages", pages)
     needed = _needed(function, "lengths", table, used, size, P)
     P = int(table[needed].max(initial=-1)) + 1 if P is None else P
@@ -244,7 +244,7 @@ def gathered(
         raise ValueError(f"{function}: {name} must have pages, {PAGES[order]}; got {pool.shape}.")
     pool = pool if order == "nhd" else np.swapaxes(pool, 1, 2)
     P, size, heads, E = pool.shape
-    table = integers(function, "block_table", block_table, "(B, max_pages)", (len(used), None))
+    table = table_of(function, "block_table", block_table, "(B, max_pages)", (len(used), None))
     needed = _needed(function, "seqused_k", table, used, size, P)
     S = int(used.max(initial=0)) if length is None else length
     padded = filled(function, (len(used), heads, S, E), pool.dtype, fill)

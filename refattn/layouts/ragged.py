@@ -13,11 +13,11 @@ from refattn.layouts.host import (
     Ints,
     back,
     filled,
-    integers,
     lengths_of,
     offsets_from,
     offsets_of,
     on_host,
+    table_of,
 )
 
 # Of each order of packed arrays: the axes of the packed and of the logical array.
@@ -80,7 +80,7 @@ def pack_ragged(x: Array, lengths: Any, *, order: str = "thd", capacity: Any = N
     check_choice(function, "order", order, tuple(PACKED))
     host = on_host(function, "x", x, PACKED[order][1])
     used = lengths_of(function, "lengths", lengths, len(host), host.shape[2], "L")
-    room = used if capacity is None else integers(function, "capacity", capacity, "(B,)", used.shape)
+    room = used if capacity is None else table_of(function, "capacity", capacity, "(B,)", used.shape)
     if (short := np.flatnonzero(room < used)).size:
         at = int(short[0])
         raise ValueError(

@@ -15,7 +15,7 @@ from refattn import data, masks
 from refattn._core.arrays import round_to
 from refattn.testing import batches
 from refattn.testing.batches import Batch
-from refattn.testing.spec import ARGUMENTS, LAWS, TABLES, KernelSpec
+from refattn.testing.spec import ARGUMENTS, DROPOUT, LAWS, TABLES, KernelSpec
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
@@ -23,6 +23,8 @@ Shape = tuple[int, tuple[int, int], tuple[int, int]]  # batch, (L, S), (E, Ev)
 
 # How far the logits rise over the keys of "rising": past 8 ln 2, where kernels that rescale lazily rescale.
 RISE = 16.0
+# Share of the weights that dropout drops: 1/(1 - p) is no power of two, so that its rounding is seen too.
+DROPPED = 0.3
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def plan(spec: KernelSpec, *, quick: bool, seed: int) -> Iterator[Problem | NotR
         few = [shapes[(7 * number + k * apart) % len(shapes)] for k in range(min(2, len(shapes)))]
         yield from _problems(spec, law, law, few if quick else shapes, seed)
     yield _captured(spec, seed)
-    for name in ARGUMENTS:
+    for name in (*ARGUMENTS, "dropout_mask"):
         yield from _of_argument(spec, name, shapes[-1:] if quick else _thin(shapes), seed)
     if "mask" not in spec.accepts:
         yield NotRun("empty_rows", "function does not accept mask")
@@ -94,7 +96,7 @@ def plan(spec: KernelSpec, *, quick: bool, seed: int) -> Iterator[Problem | NotR
     for name in spec.accepts:
         if name in TABLES:
             yield from _problems(spec, name, "coded", shapes[-1:] if quick else _thin(shapes), seed)
-        elif name not in ARGUMENTS:
+        elif name not in (*ARGUMENTS, *DROPOUT):
             yield NotRun(name, f"{name} is not varied yet")
 
 
@@ -139,7 +141,7 @@ def _of_argument(spec: KernelSpec, name: str, shapes: list[Shape], seed: int) ->
         always = any(name in spec.arguments(L, S) for L, S in spec.lengths)
         yield NotRun(name, f"function does not accept {name}" + ("; all checks compute with it" if always else ""))
         return
-    if name in ("mask", "bias") and not _has_cells(spec):
+    if name in ("mask", "bias", "dropout_mask") and not _has_cells(spec):
         yield NotRun(name, "packed sequences have no array (B, H, L, S)")
         return
     if name == "is_causal":
@@ -185,17 +187,20 @@ def inputs(spec: KernelSpec, problem: Problem) -> Inputs:
     contract = spec.numerics()
     names = [input_dtype(name) for name in (contract.query, contract.key, contract.value)]
     q, k, v = (round_to(x, name, np) for x, name in zip(drawn, names, strict=True))
-    arguments = spec.arguments(L, S)
-    passed: dict[str, Any] = dict.fromkeys(spec.accepts)
-    if "is_causal" in passed:
-        passed["is_causal"] = False
-    if "scale" in passed:
-        passed["scale"] = 1 / math.sqrt(problem.dims[0])
+    arguments, passed = spec.arguments(L, S), unvaried(spec, problem.dims[0])
+    if problem.varied == "dropout_mask":
+        passed["dropout_p"] = arguments["dropout_p"] = DROPPED
     if problem.varied is not None:
         value = _varied(problem, rng, (len(q), H, L, S), names[0])
         passed[problem.varied] = value
         arguments[problem.varied] = masks.array(value) if problem.varied == "mask" and batch is None else value
     return Inputs(q, k, v, arguments, passed, batch)
+
+
+def unvaried(spec: KernelSpec, E: int) -> dict[str, Any]:
+    """What the kernel gets for the arguments that it takes where none is varied."""
+    asks_nothing = {"is_causal": False, "scale": 1 / math.sqrt(E), "dropout_p": 0.0}
+    return {name: asks_nothing.get(name) for name in spec.accepts}
 
 
 def _varied(problem: Problem, rng: Rng, shape: tuple[int, int, int, int], dtype: str) -> Any:
@@ -211,6 +216,8 @@ def _varied(problem: Problem, rng: Rng, shape: tuple[int, int, int, int], dtype:
         return round_to(rng.standard_normal(H) + 1.0, dtype, np)
     if problem.varied == "bias":
         return round_to(2.0 * rng.standard_normal(shape), dtype, np)
+    if problem.varied == "dropout_mask":
+        return rng.random(shape) >= DROPPED
     keep = rng.random(shape) < 0.5
     if problem.check == "empty_rows":
         keep[..., ::3, :] = False

@@ -13,7 +13,7 @@ from refattn._call import Call, prepare
 from refattn._core.arrays import is_array, quiet, to_numpy
 from refattn._core.checks import check_broadcast, check_integer, check_rows, check_shape
 from refattn.layouts import Layout
-from refattn.layouts.host import integers, lengths_of, offsets_of
+from refattn.layouts.host import lengths_of, offsets_of, table_of
 from refattn.layouts.orders import AXES, logical_order, stored_order
 from refattn.layouts.paged import PAGES, gathered
 from refattn.layouts.ragged import logical
@@ -74,7 +74,7 @@ def unstored(function: str, layout: Layout, arrays: Mapping[str, Array], tables:
                 f"{function}: block_table must come with the numbers of keys; got neither seqused_k nor cu_seqlens_k."
             )
         if used is None:
-            offsets = integers(function, "cu_seqlens_k", tables["cu_seqlens_k"], "(B + 1,)", (B + 1,))
+            offsets = table_of(function, "cu_seqlens_k", tables["cu_seqlens_k"], "(B + 1,)", (B + 1,))
             used = np.diff(offsets_of(function, "cu_seqlens_k", offsets, int(offsets[-1])))
         axis = PAGES[layout.pages].split(", ").index("page_size")
         page_size, other = (x.shape[axis] if x.ndim == 4 else 0 for x in (key, value))

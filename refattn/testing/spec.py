@@ -13,12 +13,14 @@ from refattn.layouts import Layout
 from refattn.layouts.orders import ORDERS
 from refattn.methods.exact.interface import attention
 
-# Arguments of attention that a kernel may take, and those that come with ways of storing its operands.
+# Arguments of attention that a kernel may take, those of dropout, which come together, and those that come with ways of
+# storing its operands.
 ARGUMENTS = ("mask", "bias", "is_causal", "scale", "softcap", "sinks")
+DROPOUT = ("dropout_mask", "dropout_p")
 TABLES = ("block_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
 STORAGE = ("descale", *TABLES)
 LAWS = ("normal", "peaked", "offset", "rising", "coded")
-CHECKS = (*LAWS, "smollm2", *ARGUMENTS, "empty_rows", "gradients", *STORAGE)
+CHECKS = (*LAWS, "smollm2", *ARGUMENTS, "dropout_mask", "empty_rows", "gradients", *STORAGE)
 
 LAYOUTS = ORDERS
 LIBRARIES = ("numpy", "torch", "jax", "cupy")
@@ -47,6 +49,9 @@ class KernelSpec:
         Names of the arguments that the kernel takes and the judge varies: "mask", "bias", "is_causal", "scale",
         "softcap", "sinks". A mask comes as a boolean array and a bias as one in the query's dtype, both (B, H, L, S);
         sinks (H,) in the query's dtype; scale always as a number; what is not varied as None, and is_causal as False.
+        "dropout_mask" and "dropout_p", named together: a boolean array (B, H, L, S), True where a weight is kept and
+        multiplied by 1/(1 - p), and p; where they are not varied, None and 0.0. A kernel that draws for itself is held
+        against the mask that it drew by `check`.
         "cu_seqlens_q", "cu_seqlens_k", "seqused_k" and "block_table" say that the operands are packed or paged: see
         Notes. "descale" may be named, gets None, and is listed as not run.
     returns : sequence of str, optional
@@ -134,7 +139,7 @@ class KernelSpec:
             self._keep("computes", dict(_names("computes", self.computes, ARGUMENTS)))
         elif isinstance(self.computes, type):
             raise TypeError(_message("computes", "be a mapping or a function of (L, S)", self.computes.__name__))
-        self._keep("accepts", tuple(_names("accepts", self.accepts, (*ARGUMENTS, *STORAGE))))
+        self._keep("accepts", tuple(_names("accepts", self.accepts, (*ARGUMENTS, *DROPOUT, *STORAGE))))
         if not callable(self.computes) and (both := set(self.accepts) & set(self.computes)):
             raise ValueError(
                 _message("computes and accepts", "name each argument once", f"{', '.join(sorted(both))} in both")
@@ -147,6 +152,9 @@ class KernelSpec:
             self._keep("contract", resolve(self.contract, "float32"))
         if "block_table" in self.accepts and not {"seqused_k", "cu_seqlens_k"} & set(self.accepts):
             rule = 'name "seqused_k" or "cu_seqlens_k" beside "block_table"'
+            raise ValueError(_message("accepts", rule, ", ".join(self.accepts)))
+        if len(set(DROPOUT) & set(self.accepts)) == 1:
+            rule = 'name "dropout_mask" and "dropout_p" together'
             raise ValueError(_message("accepts", rule, ", ".join(self.accepts)))
         if not isinstance(self.layout, Layout) and self.layout not in LAYOUTS:
             rule = f"be one of {', '.join(map(repr, LAYOUTS))} or a layouts.Layout"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from refattn._core.arrays import dtype_name, dtype_of, round_to
 from refattn.testing.batches import Batch
 from refattn.testing.checking import check
 from refattn.testing.kernel import check_inputs
-from refattn.testing.problems import Inputs, input_dtype
+from refattn.testing.problems import Inputs, input_dtype, unvaried
 from refattn.testing.report import Report
 from refattn.testing.spec import ARGUMENTS, KernelSpec
 from refattn.testing.verdict import Verdict
@@ -51,11 +50,7 @@ def check_file(spec: KernelSpec | None, path: str, **arguments: Any) -> Report |
     arrays = {name: _rounded(x, formats[name]) if name in OPERANDS else x for name, x in arrays.items()}
     arrays = {name: layouts.from_order(x, spec.stored.order) if name in OPERANDS else x for name, x in arrays.items()}
     query, key, value = (arrays[name] for name in OPERANDS)
-    passed: dict[str, Any] = {name: arrays.get(name) for name in spec.accepts}
-    if "is_causal" in passed:
-        passed["is_causal"] = False
-    if "scale" in passed:
-        passed["scale"] = 1 / math.sqrt(query.shape[-1])
+    passed = unvaried(spec, query.shape[-1]) | {name: arrays[name] for name in named}
     own = spec.arguments(query.shape[-2], key.shape[-2])
     batch = None
     if spec.tables:

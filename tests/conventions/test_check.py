@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import refattn as ra
-from refattn.conventions import Convention, flashinfer, jax_nn, transformer_engine, xformers
+from refattn.conventions import Convention, flashinfer, jax_nn, torch_sdpa, transformer_engine, xformers
 from tests.conventions import loops
 
 LOWER_RIGHT = "LowerTriangularFromBottomRightMask"
@@ -53,6 +53,19 @@ def test_arrays_are_taken_as_the_call_stores_them(
     wrong = [*arrays[:2], *(np.swapaxes(x, 1, 2) for x in arrays[2:])]
     assert k.shape[1] == k.shape[2]
     assert axes[0] != 0 or not ra.testing.check(*wrong, convention=call, contract="float64").passed
+
+
+def test_the_mask_that_dropout_drew_goes_beside_the_call() -> None:
+    q, k, v = loops.draw(np.random.default_rng(15), 5, 3)
+    kept = np.random.default_rng(16).random((*q.shape[:-1], 3)) < 0.75
+    with pytest.raises(ra.ConventionError) as caught:
+        torch_sdpa(dropout_p=0.25)
+    assert str(caught.value).endswith("to attention dropout_p=0.25 and the mask that the kernel used as dropout_mask=.")
+    call = torch_sdpa(dropout_p=0.0)
+    drawn = {"dropout_mask": kept, "dropout_p": 0.25}
+    output = ra.attention(q, k, v, **call.arguments, **drawn)
+    assert ra.testing.check(output, q, k, v, convention=call, **drawn).passed
+    assert not ra.testing.check(output, q, k, v, convention=call).passed
 
 
 def judged(call: Convention, fill: float, *, wrong: float = 0.0) -> ra.testing.Verdict:

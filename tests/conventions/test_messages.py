@@ -20,7 +20,8 @@ CALLS = [
     refused(
         "flash_attn",
         ConventionError,
-        "dropout_p=0.1 is drawn inside the kernel and cannot be expressed. Pass dropout_p=0.0.",
+        "dropout_p=0.1 is drawn inside the kernel and cannot be expressed. Pass dropout_p=0.0 here, and to attention "
+        "dropout_p=0.1 and the mask that the kernel used as dropout_mask=.",
         dropout_p=0.1,
     ),
     refused("flash_attn", ValueError, "attention_chunk must be at least 0; got -1.", attention_chunk=-1),
@@ -66,7 +67,8 @@ CALLS = [
     refused(
         "torch_sdpa",
         ConventionError,
-        "dropout_p=0.1 is drawn inside the kernel and cannot be expressed. Pass dropout_p=0.0.",
+        "dropout_p=0.1 is drawn inside the kernel and cannot be expressed. Pass dropout_p=0.0 here, and to attention "
+        "dropout_p=0.1 and the mask that the kernel used as dropout_mask=.",
         dropout_p=0.1,
     ),
     refused(

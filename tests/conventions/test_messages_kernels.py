@@ -119,7 +119,8 @@ CALLS = [
     refused(
         "xformers",
         ConventionError,
-        "p=0.1 is drawn inside the kernel and cannot be expressed. Pass p=0.0.",
+        "p=0.1 is drawn inside the kernel and cannot be expressed. Pass p=0.0 here, and to attention "
+        "dropout_p=0.1 and the mask that the kernel used as dropout_mask=.",
         p=0.1,
     ),
     *(
@@ -202,9 +203,17 @@ CALLS = [
     refused(
         "xformers",
         TypeError,
-        "q_seqlen must be a list of integers or an integer array (n,); got float64 (4,).",
+        "q_seqlen must be a list of integers or an integer array (n,); got float64.",
         attn_bias="BlockDiagonalMask",
         q_seqlen=ARRAY,
+    ),
+    refused(
+        "xformers",
+        ValueError,
+        "kv_seqlen must be a list of integers or an integer array (n,); got shape (1, 2).",
+        attn_bias="BlockDiagonalMask",
+        q_seqlen=[1],
+        kv_seqlen=[[1, 2]],
     ),
     refused(
         "xformers",

@@ -40,7 +40,8 @@ CALLS = [
     refused(
         "transformer_engine",
         ConventionError,
-        "attention_dropout=0.1 is drawn inside the kernel and cannot be expressed. Pass attention_dropout=0.0.",
+        "attention_dropout=0.1 is drawn inside the kernel and cannot be expressed. Pass attention_dropout=0.0 here, "
+        "and to attention dropout_p=0.1 and the mask that the kernel used as dropout_mask=.",
         attention_dropout=0.1,
     ),
     refused(
@@ -169,7 +170,8 @@ CALLS = [
     refused(
         "transformers",
         ConventionError,
-        "dropout=0.1 is drawn inside the kernel and cannot be expressed. Pass dropout=0.0.",
+        "dropout=0.1 is drawn inside the kernel and cannot be expressed. Pass dropout=0.0 here, and to attention "
+        "dropout_p=0.1 and the mask that the kernel used as dropout_mask=.",
         dropout=0.1,
     ),
     *(

@@ -20,6 +20,20 @@ def test_a_number_is_a_python_integer_and_an_array_a_copy_on_the_host() -> None:
     assert not found.flags.writeable
 
 
+def test_an_empty_list_holds_integers_and_an_empty_array_what_it_is_of() -> None:
+    for empty in ([], (), [[]]):
+        found = np.asarray(integers("f", "x", empty, "integers"))
+        assert found.dtype == np.int64
+        assert found.shape == np.shape(empty)
+    assert_raises(lambda: integers("f", "x", np.zeros(0), "integers"), TypeError, "f: x must be integers; got float64.")
+
+
+@pytest.mark.parametrize(("x", "name"), [([1.0], "float64"), ([True], "bool"), ("1", "'1'"), (1.0, "1.0")])
+def test_what_holds_no_integers_is_refused(x: object, name: str) -> None:
+    text = f"f: x must be integers; got {name}."
+    assert_raises(lambda: integers("f", "x", x, "integers"), TypeError, text)
+
+
 def test_rows_of_different_lengths_are_no_array() -> None:
     text = "f: x must be integers; got a list whose rows differ in length."
     assert_raises(lambda: integers("f", "x", [[1], [2, 3]], "integers"), ValueError, text)

@@ -245,6 +245,7 @@ def test_float64_is_not_rounded(every: Library) -> None:
     [
         (np.float32, "float32"),
         (np.dtype("int16"), "int16"),
+        (np.dtype(">f4"), "float32"),
         (np.zeros(1, np.bool_), "bool"),
         (np.zeros(1, ml_dtypes.bfloat16), "bfloat16"),
         (ml_dtypes.float8_e4m3fn, "float8_e4m3fn"),
@@ -276,7 +277,7 @@ def test_dtype_name_of_every_library(every: Library, name: str) -> None:
         ("text", False),
         (np.ma.zeros(1), False),
     ],
-    ids=repr,
+    ids=["array", "0-d", "scalar", "list", "number", "none", "text", "masked"],
 )
 def test_is_array(x: Any, is_one: bool) -> None:
     assert arrays.is_array(x) is is_one

@@ -97,9 +97,13 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: ragged(X, np.ones(2, np.float32)),
         TypeError,
-        "layouts.pack_ragged: lengths must hold integers; got float32.",
+        "layouts.pack_ragged: lengths must be an integer array of shape (B,); got float32.",
     ),
-    (lambda: ragged(X, [True, True]), TypeError, "layouts.pack_ragged: lengths must hold integers; got bool."),
+    (
+        lambda: ragged(X, [True, True]),
+        TypeError,
+        "layouts.pack_ragged: lengths must be an integer array of shape (B,); got bool.",
+    ),
     (
         lambda: ragged(X, [1, 3], capacity=[4, 2]),
         ValueError,
@@ -148,7 +152,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: unragged(T, np.array([0.0, 7.0])),
         TypeError,
-        "layouts.unpack_ragged: cu_seqlens must hold integers; got float64.",
+        "layouts.unpack_ragged: cu_seqlens must be an integer array of shape (B + 1,); got float64.",
     ),
     (
         lambda: unragged(T, [0, 3, 7], used=[3, 5]),
@@ -258,12 +262,15 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: unpaged(POOL, [[0, 1], [2]], [3, 2]),
         ValueError,
-        "layouts.unpack_paged: block_table must have shape (B, max_pages); got rows of different lengths.",
+        (
+            "layouts.unpack_paged: block_table must be an integer array of shape (B, max_pages); got a list whose rows "
+            "differ in length."
+        ),
     ),
     (
         lambda: unpaged(POOL, np.zeros((1, 2), np.float32), [3]),
         TypeError,
-        "layouts.unpack_paged: block_table must hold integers; got float32.",
+        "layouts.unpack_paged: block_table must be an integer array of shape (B, max_pages); got float32.",
     ),
     (
         lambda: layouts.pad_left(X, [1, 6]),

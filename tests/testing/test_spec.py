@@ -12,9 +12,9 @@ from refattn import masks
 from refattn.testing import KernelSpec
 
 STORAGE = "descale, block_table, cu_seqlens_q, cu_seqlens_k, seqused_k"
-ACCEPTED = f"mask, bias, is_causal, scale, softcap, sinks, {STORAGE}"
+ACCEPTED = f"mask, bias, is_causal, scale, softcap, sinks, dropout_mask, dropout_p, {STORAGE}"
 LAWS = "normal, peaked, offset, rising, coded, smollm2"
-NAMES = f"{LAWS}, mask, bias, is_causal, scale, softcap, sinks, empty_rows, gradients, {STORAGE}"
+NAMES = f"{LAWS}, mask, bias, is_causal, scale, softcap, sinks, dropout_mask, empty_rows, gradients, {STORAGE}"
 
 
 def kernel(query: Any, key: Any, value: Any) -> Any:
@@ -64,9 +64,9 @@ def test_what_a_kernel_always_computes_may_depend_on_the_lengths() -> None:
             "KernelSpec: computes must name only mask, bias, is_causal, scale, softcap, sinks; got causal.",
         ),
         (
-            {"accepts": ("dropout_p",)},
+            {"accepts": ("causal",)},
             ValueError,
-            f"KernelSpec: accepts must name only {ACCEPTED}; got dropout_p.",
+            f"KernelSpec: accepts must name only {ACCEPTED}; got causal.",
         ),
         ({"accepts": "mask"}, TypeError, "KernelSpec: accepts must be a sequence of names; got str."),
         (
