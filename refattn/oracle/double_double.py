@@ -52,8 +52,9 @@ from refattn.oracle.products import (
     top,
 )
 
-# Score cells of a tile.
-TILE = 2**18
+# Score cells of a tile. More where there are many keys, up to 16 MiB, so that they are not cut anew for less than TALL
+# rows.
+TILE, MOST_CELLS, TALL = 2**18, 2**21, 32
 # Keys that are cut at a time where a head has too many to hold them all, and how many numbers are too many: 64 MiB, so
 # that making them takes no more than 128 MiB.
 CHUNK, HELD = 8 * BLOCK, 2**23
@@ -95,9 +96,10 @@ def certify(problem: Problem, rows: Ints) -> Rows:
     R, (S, Ev) = len(rows), problem.value.shape
     answer = Rows(*np.zeros((3, R, Ev)), *np.zeros((3, R)))
     head, scale = Head(problem, CHUNK, HELD), _scale(problem)
-    buffers, singles = np.empty((4, max(TILE, S))), np.empty(max(TILE, S), dtype=np.float32)
+    cells = max(TILE, min(TALL * S, MOST_CELLS), S)
+    buffers, singles = np.empty((4, cells)), np.empty(cells, dtype=np.float32)
     with np.errstate(all="ignore"):
-        for tile in problem.tiles(rows, TILE):
+        for tile in problem.tiles(rows, cells):
             high, low, work, more = (x[: math.prod(tile.shape)].reshape(tile.shape) for x in buffers)
             single = singles[: math.prod(tile.shape)].reshape(tile.shape)
             values = head.values(tile)

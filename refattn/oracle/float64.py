@@ -18,8 +18,9 @@ from refattn.oracle.products import exact_rows
 U = 2.0**-53
 ETA = 2.0**-1074
 
-# Score cells of a tile: 1 MiB of scores and as much of errors, near what a second-level cache holds.
-CELLS = 2**17
+# Score cells of a tile: 1 MiB of scores and as much of errors, near what a second-level cache holds. More where there are
+# many keys, up to 8 MiB, so that they are not read anew for less than TALL rows.
+CELLS, MOST_CELLS, TALL = 2**17, 2**20, 16
 # Keys that one product sums: the sums over all keys then err by (BLOCK + S / BLOCK) u instead of S u.
 BLOCK = 128
 # Keys whose values are made ready at a time where a head has too many to hold them all, and how many are too many:
@@ -91,9 +92,11 @@ def certify(problem: Problem, rows: Ints) -> Rows:
     held = _Held(problem)
     R, Ev = len(rows), problem.value.shape[1]
     answer = Rows(np.zeros((R, Ev)), np.zeros((R, Ev)), np.zeros((R, Ev)), np.zeros(R), np.zeros(R), np.zeros(R))
-    buffers = np.empty((2, max(CELLS, problem.key.shape[0])))
+    S = problem.key.shape[0]
+    cells = max(CELLS, min(TALL * S, MOST_CELLS), S)
+    buffers = np.empty((2, cells))
     with np.errstate(all="ignore"):
-        for tile in problem.tiles(rows, CELLS):
+        for tile in problem.tiles(rows, cells):
             s, w = (x[: math.prod(tile.shape)].reshape(tile.shape) for x in buffers)
             scores = _scores(problem, held, tile, s, w)
             part = _answer(problem, tile, scores, _sums(problem, held, tile, scores, w))

@@ -338,6 +338,7 @@ def test_sizes_of_zero() -> None:
 def test_many_keys_and_rows_of_many_tiles(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys in several blocks and parts, weights that fill the slices; and a mask that moves the range of keys."""
     monkeypatch.setattr(double_double, "TILE", 3000)
+    monkeypatch.setattr(double_double, "TALL", 1)
     if not few:
         monkeypatch.setattr(double_double, "HELD", 0)
         monkeypatch.setattr(double_double, "CHUNK", 700)

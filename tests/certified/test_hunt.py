@@ -46,8 +46,8 @@ def test_every_radius_holds(kind):
 def test_every_radius_holds_in_small_pieces(name, monkeypatch):
     """Where a head is too long to be held, or a tile holds few rows, as in problems that are too large for a test."""
     for module, sizes in (
-        (float64, {"CELLS": 40, "HELD": 0, "CHUNK": 128}),
-        (double_double, {"TILE": 40, "HELD": 0, "CHUNK": 64}),
+        (float64, {"CELLS": 40, "TALL": 1, "HELD": 0, "CHUNK": 128}),
+        (double_double, {"TILE": 40, "TALL": 1, "HELD": 0, "CHUNK": 64}),
     ):
         for constant, value in sizes.items():
             monkeypatch.setattr(module, constant, value)
