@@ -18,8 +18,8 @@ from refattn.oracle.products import exact_rows
 U = 2.0**-53
 ETA = 2.0**-1074
 
-# Score cells of a tile: 1 MiB of scores and as much of errors, near what a second-level cache holds. More where there are
-# many keys, up to 8 MiB, so that they are not read anew for less than TALL rows.
+# Score cells of a tile: 1 MiB of scores and as much of errors, near what a second-level cache holds. More where there
+# are many keys, up to 8 MiB, so that they are not read anew for less than TALL rows.
 CELLS, MOST_CELLS, TALL = 2**17, 2**20, 16
 # Keys that one product sums: the sums over all keys then err by (BLOCK + S / BLOCK) u instead of S u.
 BLOCK = 128
