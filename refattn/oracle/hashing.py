@@ -78,7 +78,7 @@ def digest(
     -----
     What is hashed is, one after the other: the name of the dtype and the lengths of the result's axes in ASCII, with a
     space before each length and one line feed behind the last; then the result's numbers in C order, each as the eight
-    bytes of its float64, the least significant first, NaN as 000000000000f87f. For a result `x` of any library:
+    bytes of its float64, the least significant first, NaN as 000000000000f87f. For a result `x` of any library::
 
         x = to_numpy(x).astype("<f8")
         head = " ".join([dtype, *map(str, x.shape)]) + "\\n"
