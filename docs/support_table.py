@@ -20,7 +20,7 @@ def table() -> str:
     rows = [
         (
             f"`{declared.function}`",
-            ", ".join(declared.implementations),
+            ", ".join(form_cell(declared, form) for form in declared.implementations),
             ", ".join(declared.namespaces),
             ", ".join(declared.dtypes),
             declared.accumulation,
@@ -33,6 +33,11 @@ def table() -> str:
     ]
     lines = [HEAD, ("---",) * len(HEAD), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def form_cell(declared: refattn.Capabilities, form: str) -> str:
+    """A form's name, with its array libraries where it serves fewer than the function."""
+    return f"{form} ({', '.join(declared.narrower[form])} only)" if form in declared.narrower else form
 
 
 def with_table(text: str) -> str:

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refattn import biases, contract, conventions, data, layouts, masks, oracle, testing
-    from refattn._call import AttentionResult
+    from refattn._call import AttentionGradient, AttentionResult
     from refattn._core.arrays import from_numpy, to_numpy
     from refattn._core.choice import Capabilities, ConventionError, ImplementationError
     from refattn._core.cost import Cost
     from refattn._cost import cost
     from refattn.contract import Contract
-    from refattn.methods.exact.backward import AttentionGradient, attention_gradient
+    from refattn.methods.exact.backward import attention_gradient
     from refattn.methods.exact.interface import attention
     from refattn.methods.exact.merge import merge_states
     from refattn.methods.exact.rows import attention_rows
     from refattn.methods.exact.scores import attention_scores
+    from refattn.methods.flash.backward import flash_attention_gradient
+    from refattn.methods.flash.decode import flash_decode
+    from refattn.methods.flash.interface import flash_attention
+    from refattn.methods.flash.online import online_softmax
     from refattn.transforms import LatentAttention, absorb_mla, expand_mla, rotary_cos_sin, rotary_embedding
 
 __version__ = "0.1.0"
@@ -42,10 +46,14 @@ __all__ = (
     "cost",
     "data",
     "expand_mla",
+    "flash_attention",
+    "flash_attention_gradient",
+    "flash_decode",
     "from_numpy",
     "layouts",
     "masks",
     "merge_states",
+    "online_softmax",
     "oracle",
     "rotary_cos_sin",
     "rotary_embedding",
@@ -54,7 +62,7 @@ __all__ = (
 )
 
 _HOMES = {
-    "AttentionGradient": "methods.exact.backward",
+    "AttentionGradient": "_call",
     "AttentionResult": "_call",
     "Capabilities": "_core.choice",
     "Contract": "contract",
@@ -69,8 +77,12 @@ _HOMES = {
     "attention_scores": "methods.exact.scores",
     "cost": "_cost",
     "expand_mla": "transforms",
+    "flash_attention": "methods.flash.interface",
+    "flash_attention_gradient": "methods.flash.backward",
+    "flash_decode": "methods.flash.decode",
     "from_numpy": "_core.arrays",
     "merge_states": "methods.exact.merge",
+    "online_softmax": "methods.flash.online",
     "rotary_cos_sin": "transforms",
     "rotary_embedding": "transforms",
     "to_numpy": "_core.arrays",

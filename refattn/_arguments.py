@@ -13,10 +13,8 @@ from refattn._core.arrays import (
     Namespace,
     array_namespace,
     dtype_name,
-    dtype_of,
     float64,
     known,
-    library_of_namespace,
 )
 
 
@@ -98,8 +96,7 @@ def gather(
     checks.check_attention_shapes(function, query, key, value)
     lead, L, S = tuple(query.shape[:-2]), query.shape[-2], key.shape[-2]
     name = checks.check_output_dtype(function, dtype, query)
-    if dtype_of(name, xp) is None:
-        raise TypeError(f"{function}: dtype must be one that {library_of_namespace(xp)} has; got {name}.")
+    checks.check_held(function, name, xp)
     keep = _mask(function, keep, is_causal, lead, L, S)
     added, keep = _bias(function, bias, keep, lead, L, S, xp)
     if not isinstance(dropout_mask, masks.Mask | None):

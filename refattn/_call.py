@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refattn import biases
 from refattn._arguments import gather
-from refattn._core.arrays import Array, Namespace, float64, round_to, taken
+from refattn._core.arrays import FLOATS, Array, Namespace, array_namespace, float64, round_to, taken
+from refattn._core.checks import check_array, check_held, check_output_dtype, check_shape
 from refattn._core.score import Dropout, Score
 
 
@@ -29,6 +32,30 @@ class AttentionResult(NamedTuple):
     output: Array
     lse: Array | None = None
     weights: Array | None = None
+
+
+class AttentionGradient(NamedTuple):
+    """Gradients of a loss; what the call did not have is None.
+
+    Attributes
+    ----------
+    query : array, shape (..., H, L, E)
+        Of the query.
+    key : array, shape (..., Hk, S, E)
+        Of the key, summed over the query heads that read it.
+    value : array, shape (..., Hk, S, Ev)
+        Of the value, summed over the query heads that read it.
+    bias : array, shape of the bias, or None
+        Of the bias, summed over the axes along which it was broadcast; None for no bias or one that is a rule.
+    sinks : array, shape (H,), or None
+        Of the sinks, summed over batch and queries.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None = None
+    sinks: Array | None = None
 
 
 class Slab(NamedTuple):
@@ -82,6 +109,12 @@ class Call:
         q, k, v = (float64(x, self.xp) for x in (self.query, self.key, self.value))
         return self.split(q, 2), self.xp.expand_dims(k, axis=-3), self.xp.expand_dims(v, axis=-3)
 
+    def views(self) -> tuple[Upcast, Upcast, Upcast]:
+        """The arrays of `grouped`, cast to float64 tile by tile where they are read."""
+        xp = self.xp
+        key, value = (Upcast(xp.expand_dims(x, axis=-3), xp) for x in (self.key, self.value))
+        return Upcast(self.split(self.query, 2), xp), key, value
+
     def split(self, x: Array, axes: int) -> Array:
         """(..., H, *axes) as (..., Hk, G, *axes)."""
         at = len(x.shape) - axes
@@ -127,3 +160,88 @@ def prepare(function: str, query: Array, key: Array, value: Array | None, **give
         groups=groups,
     )
     return Call(xp, query, key, value, score, arguments.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class GradientCall:
+    """A checked call of a gradient: the call that it is the gradient of, and the cotangents as they came.
+
+    `arrays` are those whose gradients are asked for, by the names of `AttentionGradient`, and `dtypes` what these are
+    rounded to; None for what the call did not have.
+    """
+
+    call: Call
+    grad_output: Array
+    grad_lse: Array | None
+    arrays: Mapping[str, Array | None]
+    dtypes: Mapping[str, str | None]
+
+    def cotangents(self) -> tuple[Upcast, Upcast | None]:
+        """Those of output (..., Hk, G, L, Ev) and log-sum-exp (..., Hk, G, L), cast to float64 where they are read."""
+        call, dlse = self.call, self.grad_lse
+        dO = Upcast(call.split(self.grad_output, 2), call.xp)
+        return dO, None if dlse is None else Upcast(call.split(dlse, 1), call.xp)
+
+    def rounded(self, found: Mapping[str, Array | None]) -> AttentionGradient:
+        """Float64 gradients, summed over the axes along which arrays were broadcast, and rounded once."""
+        rounded: dict[str, Array | None] = {}
+        for name, x in found.items():
+            array, dtype = self.arrays[name], self.dtypes[name]
+            if x is None or array is None or dtype is None:
+                rounded[name] = None
+                continue
+            summed = _summed(x, tuple(array.shape), self.call.xp) if name == "bias" else x
+            rounded[name] = round_to(summed, dtype, self.call.xp)
+        return AttentionGradient(**rounded)
+
+    def grouped_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a bias with all axes (..., Hk, G, L, S), 1 where it is broadcast."""
+        full = (1,) * (len(self.call.lead) + 2 - len(shape)) + shape
+        groups = self.call.score.groups
+        assert groups is not None
+        return (*full[:-3], *((1, 1) if full[-3] == 1 else groups), *full[-2:])
+
+    def of_sinks(self, dsink: Array | None) -> Array | None:
+        """The gradient of the sinks (H,), from that of the sink in each row (..., Hk, G, L, 1)."""
+        if dsink is None:
+            return None
+        return _summed(self.call.headed(dsink, 2), (self.call.lead[-1], 1, 1), self.call.xp)[:, 0, 0]
+
+
+def prepare_gradient(
+    function: str,
+    grad_output: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    bias: biases.Bias | Array | None,
+    sinks: Array | None,
+    grad_lse: Array | None,
+    dtype: object,
+    **given: Any,
+) -> GradientCall:
+    """Check the arguments that all gradients of softmax attention share, and gather them."""
+    check_array(function, "grad_output", grad_output, FLOATS)
+    call = prepare(function, query, key, value, bias=bias, sinks=sinks, dtype="float64", **given)
+    bias = None if isinstance(bias, biases.Bias) else bias
+    arrays = {"query": query, "key": key, "value": value, "bias": bias, "sinks": sinks}
+    dtypes = {name: None if x is None else check_output_dtype(function, dtype, x, name) for name, x in arrays.items()}
+    L, Ev = call.score.lengths[0], value.shape[-1]
+    check_shape(function, "grad_output", grad_output, "(..., H, L, Ev)", (*call.lead, L, Ev))
+    if grad_lse is not None:
+        check_array(function, "grad_lse", grad_lse, FLOATS)
+        check_shape(function, "grad_lse", grad_lse, "(..., H, L)", (*call.lead, L))
+    xp = array_namespace(function, query=query, grad_output=grad_output, grad_lse=grad_lse)
+    for name in dtypes.values():
+        if name is not None:
+            check_held(function, name, xp)
+    return GradientCall(call, grad_output, grad_lse, arrays, dtypes)
+
+
+def _summed(x: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
+    """The gradient of an array that was broadcast from a shape to that of x."""
+    rank, shape = len(shape), (1,) * (x.ndim - len(shape)) + shape
+    axes = tuple(axis for axis, n in enumerate(shape) if n == 1 != x.shape[axis])
+    x = xp.sum(x, axis=axes, keepdims=True) if axes else x
+    return xp.reshape(x, shape[x.ndim - rank :])

@@ -19,6 +19,9 @@ from refattn.methods.flash import cost as tiled
 # FlashAttention computes what `attention` defines, so its algorithms are forms of it.
 TILED = {"attention": tiled.FORMS, "attention_gradient": tiled.GRADIENT_FORMS}
 
+# Arguments that choose how to compute: `tile` is the one of costs.
+UNCOUNTED = ("tile_q", "tile_k", "threads")
+
 
 def cost(
     function: Callable[..., Any],
@@ -40,7 +43,8 @@ def cost(
     Parameters
     ----------
     function : callable
-        Public function of query, key and value that counts its costs: `attention` or `attention_gradient`.
+        Public function of query, key and value that counts its costs: `attention`, `flash_attention`, or the gradient
+        of one.
     query : array, shape (..., H, L, E), or its shape
         Queries, of which only shape and dtype are looked at; anything with both will do.
     key : array, shape (..., Hk, S, E), or its shape
@@ -54,7 +58,8 @@ def cost(
         one. "standard": scores and weights written to memory and read back. "flash": FlashAttention-2, each query tile
         against all key tiles. "flash_2022": FlashAttention, each key tile against all query tiles.
     tile : (int, int), optional
-        For tiled forms: query positions and keys in a tile; default (128, 128).
+        For tiled forms: query positions and keys in a tile; default (128, 128), for the reference of `flash_attention`
+        its own.
     on_chip : int, optional
         For tiled forms: bytes of memory on chip, from which tiles follow by the rule of FlashAttention's Algorithm 1.
     pack_gqa : bool, default True
@@ -112,11 +117,10 @@ def cost(
         raise ImplementationError(
             f"cost: form must be one of {', '.join(map(repr, forms))} for {declared.function}; got {form!r}."
         )
+    counted = tuple(name for name in declared.arguments if name not in UNCOUNTED)
     for name in arguments:
-        if name not in declared.arguments:
-            raise TypeError(
-                f"cost: arguments must be those of {declared.function}, {', '.join(declared.arguments)}; got {name}."
-            )
+        if name not in counted:
+            raise TypeError(f"cost: arguments must be those of {declared.function}, {', '.join(counted)}; got {name}.")
     return forms[form](_work(declared.function, query, key, value, dtype, tile, on_chip, pack_gqa, arguments))
 
 

@@ -75,6 +75,10 @@ class Counter:
         """A conversion is traffic, no operation."""
         return x if not copy and x.dtype == dtype else self.new(x.data.astype(dtype), x)
 
+    def concat(self, xs: list[Counted], *, axis: int) -> Counted:
+        """Read and written, not computed."""
+        return self.new(np.concatenate([x.data for x in xs], axis=axis), *xs)
+
     def full(self, shape: tuple[int, ...], value: float, *, dtype: Any, device: Any = None) -> Counted:
         """Written, not computed."""
         return self.new(np.full(shape, value, dtype))

@@ -40,6 +40,7 @@ class Case:
     bias: np.ndarray | None = None
     sinks: np.ndarray | None = None
     factors: np.ndarray | float = 1.0
+    tiles: int = 1
 
     def scores(self, absolute: bool = False) -> np.ndarray:
         """Scores of all cells; with `absolute`, the sums of absolute values that they are made of."""
@@ -93,7 +94,8 @@ class Case:
         P, _ = self.softmax()
         exponent = np.where(self.seen, (E + 10) * U * self.scores(absolute=True) + 4 * U * np.abs(self.scores()), 0.0)
         exponent = exponent.max(axis=-1, keepdims=True, initial=0.0)
-        relative = (E + 2 * Ev + 2 * S + L + H // Hk + 40) * U + 2 * exponent
+        rescaled = 10 * self.tiles if self.tiles > 1 else 0
+        relative = (E + 2 * Ev + 2 * S + L + H // Hk + 40 + rescaled) * U + 2 * exponent
         slope: Any = 1.0
         if self.softcap is not None:
             relative = relative + 2 * exponent / self.softcap

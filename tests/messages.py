@@ -18,12 +18,12 @@ Case = tuple[str, Callable[[], Any], type[Exception], str]
 
 
 def attend(function: str = "attention", query: Any = Q, key: Any = K, value: Any = V, **arguments: Any) -> Any:
-    """A call of attention, attention_rows or attention_gradient."""
+    """A call of a function of query, key and value, or of its gradient."""
     if function == "attention_rows":
         arguments = {"rows": [(0, 0, 0)]} | arguments
-    if function == "attention_gradient":
+    if function.endswith("_gradient"):
         arguments = {"grad_output": np.zeros((2, 4, 3, 6))} | arguments
-        return ra.attention_gradient(arguments.pop("grad_output"), query, key, value, **arguments)
+        return getattr(ra, function)(arguments.pop("grad_output"), query, key, value, **arguments)
     return getattr(ra, function)(query, key, value, **arguments)
 
 

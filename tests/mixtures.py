@@ -48,6 +48,9 @@ ROWS = (
 )  # fmt: skip
 
 
+SIZES = (None, 1, 2, 7, 10**9, np.int64(3), 0, -1, True, 1.5, "2", math.nan, [1])
+
+
 def reshaped(draw: st.DrawFn, x: np.ndarray) -> Any:
     """The array with an axis or a length that is wrong, or that only looks wrong."""
     if x.ndim == 0:
@@ -172,13 +175,16 @@ def calls(draw: st.DrawFn, function: str) -> dict[str, Any]:
         case "attention_rows":
             call["rows"] = problem.rows(4)
             others["rows"] = lambda: draw(st.sampled_from(ROWS))
-        case "attention_gradient":
+        case "attention_gradient" | "flash_attention_gradient":
             call |= {"grad_output": np.ones((*rows, problem.features[1])), "grad_lse": np.ones(rows)}
             for name in ("grad_output", "grad_lse"):
                 others[name] = lambda name=name: other_array(draw, call[name])
         case "attention_scores":
             stages = ["raw", "softcapped", "weights", "log_weights", "", 3, None]
             others["stage"] = lambda: draw(st.sampled_from(stages))
+    for name in ("tile_q", "tile_k", "splits"):
+        call[name] = draw(st.sampled_from(SIZES[:6]))
+        others[name] = lambda: draw(st.sampled_from(SIZES))
     if function != "attention_rows":
         others["implementation"] = lambda: draw(
             st.sampled_from([None, "reference", "numba", "", 3, ["reference"], np.ones(2)])
@@ -207,7 +213,7 @@ def given_arguments(call: dict[str, Any], library: Library | None = None) -> dic
     }
 
 
-def answer(call: dict[str, Any], rows: list[tuple[int, ...]]) -> oracle.Answer | None:
+def answer(call: dict[str, Any], rows: list[tuple[int, ...]], tiles: int = 1) -> oracle.Answer | None:
     """What the oracle says of some rows of a call that passed; None where the rule of its mask or bias isn't known."""
     mask, bias, kept = (_ruled(call.get(name)) for name in ("mask", "bias", "dropout_mask"))
     if mask is None or bias is None or kept is None:
@@ -226,6 +232,7 @@ def answer(call: dict[str, Any], rows: list[tuple[int, ...]]) -> oracle.Answer |
             sinks=None if sinks is None else np.asarray(sinks).astype(np.float64),
             kept=kept.rule,
             dropout_p=float(call.get("dropout_p", 0.0)),
+            tiles=tiles,
         )
 
 

@@ -361,14 +361,14 @@ def flash_2023_gradient(
                 Q, o = c.load(x.q[at]), c.load(dO[at])
                 c.load(lse[at].astype(STATISTIC)), c.load(D.data[at].astype(STATISTIC))
                 s = x.products(c, Q, K)
-                S = x.changed(c, s, *cell, ask=not x.seen(*cell).all())  # line 9
-                P = c.exp(S - finite(c, c.array(lse[at])))  # line 10
-                dP, Z = c.matmul(o, c.matrix_transpose(V)), P  # line 12
+                S = x.changed(c, s, *cell, ask=not x.seen(*cell).all())  # line 10
+                P = c.exp(S - finite(c, c.array(lse[at])))  # line 11
+                dP, Z = c.matmul(o, c.matrix_transpose(V)), P  # line 13
                 if x.dropout is not None:
                     kept = x.cells(c, x.dropout, *cell)
                     dP, Z = c.where(kept, dP, 0.0) * factor, c.where(kept, P, 0.0) * factor
-                dVs[(*b, hk, part, j)] += c.matmul(c.matrix_transpose(Z), o).data.sum(axis=0)  # line 11
-                dS = P * (dP - c.array(D.data[at]))  # line 13
+                dVs[(*b, hk, part, j)] += c.matmul(c.matrix_transpose(Z), o).data.sum(axis=0)  # line 12
+                dS = P * (dP - c.array(D.data[at]))  # line 14
                 if x.bias is not None and x.bias.given is not None:
                     own = x.cells(c, x.bias, *cell)
                     c.stored += _part(x.bias.given, (*b, h, i, j)).nbytes
@@ -377,10 +377,10 @@ def flash_2023_gradient(
                     t = c.array(s.data / cap)
                     dS = dS * (1.0 - t * t)
                 dS = dS * x.scale
-                c.store(dQ[at], c.array(c.load(dQ[at]).data + c.matmul(dS, K).data))  # line 14
-                dKs[(*b, hk, part, j)] += c.matmul(c.matrix_transpose(dS), Q).data.sum(axis=0)  # line 15
+                c.store(dQ[at], c.array(c.load(dQ[at]).data + c.matmul(dS, K).data))  # line 15
+                dKs[(*b, hk, part, j)] += c.matmul(c.matrix_transpose(dS), Q).data.sum(axis=0)  # line 16
     for sums in (dKs, dVs):
-        c.store(sums, c.array(sums.copy()))  # line 17
+        c.store(sums, c.array(sums.copy()))  # line 18
     if parts > 1:
         dKs, dVs = (c.sum(c.load(a), axis=-3, keepdims=True).data.astype(a.dtype) for a in (dKs, dVs))
         c.store(dKs, c.array(dKs.copy())), c.store(dVs, c.array(dVs.copy()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,17 +39,23 @@ class Form:
 
     def __call__(self, problem: Problem, lib: Library = NUMPY, **more: Any) -> Any:
         """The function's result on a problem."""
-        return problem.call(self.function, lib, **more, **self._named())
+        return problem.call(self.function, lib, **more, **self.named())
 
     def on(self, arrays: tuple[np.ndarray, ...], problem: Problem, lib: Library = NUMPY, **more: Any) -> Any:
         """The function's result on other arrays, with a problem's arguments."""
-        arguments = problem.arguments(lib) | more | self._named()
+        arguments = problem.arguments(lib) | more | self.named()
         return self.function(*map(lib.array, arrays), **arguments)
 
-    def radius(self, problem: Problem, arrays: tuple[np.ndarray, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def serves(self, lib: Library) -> bool:
+        """Whether the form serves the library's arrays."""
+        return lib.module in self.function.capabilities.serves(self.implementation)
+
+    def radius(
+        self, problem: Problem, arrays: tuple[np.ndarray, ...] | None = None, min_tile: int = 16
+    ) -> tuple[np.ndarray, np.ndarray]:
         """How far two evaluations of output and lse on this problem may lie apart: the method's own proven bound.
 
-        The contract is that of the form's accumulation, for float64 arrays in and out.
+        The contract is that of the form's accumulation, for float64 arrays in and out and tiles of so many keys.
         """
         capabilities = self.function.capabilities
         arguments = dict.fromkeys(["mask", "bias", "scale", "softcap", "sinks", "dtype"]) | {"is_causal": False}
@@ -59,7 +65,7 @@ class Form:
         lead = (*problem.batch, H)
         output, lse = np.zeros((*lead, L, Ev)), np.zeros((*lead, L))
         reference = self.on(arrays, problem, return_lse=True)
-        promised = contract.flash(capabilities.accumulation)
+        promised = replace(contract.flash(capabilities.accumulation), min_tile=min_tile)
         for index in np.ndindex(lead):
             q, k, v, score = call.slab(index)
             bound = capabilities.bound(
@@ -71,7 +77,7 @@ class Form:
             output[index], lse[index] = bound.output, bound.lse
         return output, lse
 
-    def _named(self) -> dict[str, str]:
+    def named(self) -> dict[str, str]:
         """The argument that asks for this form, where the function has several."""
         several = len(self.function.capabilities.implementations) > 1
         return {"implementation": self.implementation} if several else {}

@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core.arrays import FLOATS, INTEGERS, Array, Namespace, dtype_name, float64, is_array, known, to_numpy
+from refattn._core.arrays import (
+    FLOATS,
+    INTEGERS,
+    Array,
+    Namespace,
+    dtype_name,
+    dtype_of,
+    float64,
+    is_array,
+    known,
+    library_of_namespace,
+    to_numpy,
+)
 
 
 def check_array(function: str, name: str, x: object, dtypes: tuple[str, ...] = FLOATS + INTEGERS) -> None:
@@ -131,6 +143,12 @@ def check_output_dtype(function: str, dtype: object, like: Array, argument: str 
     if name not in FLOATS or name == "float8_e8m0fnu":
         raise TypeError(f"{function}: dtype must be a real floating-point dtype; got {name}.")
     return name
+
+
+def check_held(function: str, dtype: str, xp: Namespace) -> None:
+    """A dtype that the library of the arrays has."""
+    if dtype_of(dtype, xp) is None:
+        raise TypeError(f"{function}: dtype must be one that {library_of_namespace(xp)} has; got {dtype}.")
 
 
 def check_sinks(function: str, sinks: Array | None, heads: int, xp: Namespace) -> Array | None:

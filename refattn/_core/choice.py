@@ -49,6 +49,8 @@ class Capabilities:
         The theorem on a kernel's error, ``bound(contract, problem)``; None where nothing is proved.
     cost : mapping of str to callable, or None
         What each form costs, ``cost[form](work)``; None where nothing is counted.
+    narrower : mapping of str to tuple of str
+        Array libraries of each form that serves fewer than `namespaces`.
     """
 
     function: str
@@ -64,6 +66,22 @@ class Capabilities:
     inputs: tuple[str, ...] = ("query", "key", "value")
     bound: Callable[..., Any] | None = field(default=None, repr=False)
     cost: Mapping[str, Callable[[Any], Cost]] | None = field(default=None, repr=False)
+    narrower: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    def serves(self, implementation: str) -> tuple[str, ...]:
+        """Array libraries that one form serves.
+
+        Parameters
+        ----------
+        implementation : str
+            One of `implementations`.
+
+        Returns
+        -------
+        tuple of str
+            Their names.
+        """
+        return self.narrower.get(implementation, self.namespaces)
 
 
 def declare(capabilities: Capabilities) -> Callable[[F], F]:
@@ -87,3 +105,8 @@ def choose(capabilities: Capabilities, implementation: object) -> str:
         f"{capabilities.function}: implementation must be one of {choices}, or None for 'reference'; "
         f"got {implementation!r}."
     )
+
+
+def refusal(capabilities: Capabilities, implementation: str, why: str) -> ImplementationError:
+    """The error of a form that was asked for by name and can't serve the call."""
+    return ImplementationError(f'{capabilities.function}: implementation="{implementation}" {why}')

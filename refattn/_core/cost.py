@@ -238,6 +238,11 @@ class Tally:
         for kind, count in operations.items():
             self.operations[kind] += count
 
+    def adds(self, other: Tally, times: int) -> None:
+        """Count what another tally counted, so many times."""
+        self.moves(times * other.read, times * other.written)
+        self.does(**{kind: times * count for kind, count in other.operations.items()})
+
     def cost(
         self, work: Work, form: str, peak_bytes: int, *, on_chip_bytes: int = 0, tile: tuple[int, int] | None = None
     ) -> Cost:

@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn._core.arrays import Array, Namespace, device
 from refattn._core.state import ABOVE_LOWEST, LOWEST
-from refattn._core.tiles import tiles, united
+from refattn._core.tiles import some_tiles, tiles, united
 
 
 class Keep(Protocol):
@@ -90,6 +90,19 @@ class Score:
         for j in tiles(int(np.max(stop[i], initial=0)), tile_k, start=start):
             if not gaps or np.any(self.mask.tile(i, j, L, S, xp=np)):
                 yield j
+
+    def columns(self, rows: list[slice], tile_k: int) -> Iterator[tuple[slice, list[tuple[int, slice]]]]:
+        """Every tile of `tile_k` keys, with the numbers and slices of the tiles of queries to which `tiles` gives it.
+
+        Where there are no keys, one tile that is empty.
+        """
+        to_come = [self.tiles(i, tile_k) for i in rows]
+        due = [next(tiles_of_row, None) for tiles_of_row in to_come]
+        for j in some_tiles(self.lengths[1], tile_k):
+            visited = [n for n, tile in enumerate(due) if tile is not None and tile.start == j.start]
+            yield j, [(n, rows[n]) for n in visited]
+            for n in visited:
+                due[n] = next(to_come[n], None)
 
     @cached_property
     def _reach(self) -> tuple[Array, Array, bool]:

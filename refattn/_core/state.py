@@ -58,6 +58,14 @@ def merge(a: State, b: State, *, xp: Namespace) -> State:
     return State(m, a.l * alpha + b.l * beta, _rescaled(a.O, alpha, xp) + _rescaled(b.O, beta, xp))
 
 
+def normalised(state: State, *, xp: Namespace) -> State:
+    """The same state with l = 1: its m is the log-sum-exp, its O the output; as they were where there is no weight."""
+    m, l, O = state
+    some = (m > LOWEST) & (m < math.inf)
+    lse = xp.where(some, m + xp.log(xp.where(some, l, 1.0)), m)
+    return State(lse, xp.where(some, 1.0, l), O / xp.where(some, l, 1.0))
+
+
 def finish(state: State, sink: Array | None, *, xp: Namespace) -> tuple[Array, Array]:
     """Output (..., L, Ev) and log-sum-exp (..., L) of a state; a sink takes weight once and carries no value."""
     if sink is not None:
@@ -79,6 +87,20 @@ def weights(S: Array, lse: Array, *, xp: Namespace) -> Array:
     P = xp.exp(S - xp.where(lse == -math.inf, 0.0, lse))
     P = xp.where(lse == -math.inf, math.nan, P)  # a row without weight though it sees keys: 0/0
     return xp.where(S == -math.inf, 0.0, P)
+
+
+def seen_product(A: Array, seen: Array, X: Array, *, xp: Namespace) -> Array:
+    """A X, in which a row of X that is not seen takes no part; one that is seen and not finite makes the sum NaN."""
+    finite = xp.isfinite(X)
+    if known(xp.all(finite)):
+        return xp.matmul(A, X)
+    lost = xp.matmul(xp.astype(seen, xp.float64), xp.astype(~finite, xp.float64)) > 0
+    return xp.where(lost, math.nan, xp.matmul(A, xp.where(finite, X, 0.0)))
+
+
+def sink_gradient(sink: Array, lse: Array, D: Array, *, xp: Namespace) -> Array:
+    """The gradient of the sink in each row: its weight times -D, for its value is 0 and so is dP."""
+    return xp.where(sink == -math.inf, 0.0, -xp.exp(sink - xp.expand_dims(lse, axis=-1)) * D)
 
 
 def merge_normalised(outputs: list[Array], lses: list[Array], *, xp: Namespace) -> tuple[Array, Array]:

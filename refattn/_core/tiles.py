@@ -17,6 +17,11 @@ def tiles(length: int, size: int, start: int = 0) -> Iterator[slice]:
         yield slice(first, min(first + size, length))
 
 
+def some_tiles(length: int, size: int) -> Iterator[slice]:
+    """The tiles of an axis, at least one: where the length is 0, one that holds nothing."""
+    yield from tiles(length, size) if length else (slice(0, 0),)
+
+
 def united(intervals: tuple[Any, Any] | None, L: int, S: int) -> tuple[Ints, Ints]:
     """First and stop, (L,), of the keys that hold the intervals (..., L) of all leading indices; None is 0 .. S."""
     first, stop, _ = np.broadcast_arrays(*((0, S) if intervals is None else intervals), np.zeros(L))

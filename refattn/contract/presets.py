@@ -15,6 +15,8 @@ FLASH = ("float64", "float32", "float16", "bfloat16")
 HALF_EXP_ULP = 3072.0
 # PyTorch's CPU kernels in float32 call exponentials that promise 20 ulp.
 VECTOR_EXP_ULP = 20.0
+# The polynomial of refattn's own kernels: `refattn._core.numba_math.exp2_error`.
+POLYNOMIAL_EXP_ULP = 1.0
 # NVIDIA's tanh.approx.f32 is taken to have a relative error of at most 2**-11.
 APPROXIMATE_TANH_ULP = 4096.0
 
@@ -181,6 +183,52 @@ def fp8(output: str = "bfloat16") -> Contract:
     )
 
 
+def numba(dtype: str) -> Contract:
+    """Return the contract of refattn's own CPU kernels: all in the accumulator's format, exponentials within an ulp.
+
+    Parameters
+    ----------
+    dtype : {"float64", "float32", "float16", "bfloat16"}
+        Dtype of query, key, value and output, by name or as any library's dtype. float64 is computed in float64, all
+        others in float32.
+
+    Returns
+    -------
+    Contract
+        Covers ``implementation="numba"``: products of fused operations, tiles of at least 32 keys, parts of the keys
+        merged by maximum, sum and output; a softcap's tanh is made of exponentials.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+
+    Examples
+    --------
+    >>> from refattn import contract
+    >>> contract.numba("bfloat16").probabilities
+    'float32'
+    """
+    name = _dtype("numba", dtype, FLASH)
+    accumulator = "float64" if name == "float64" else "float32"
+    return Contract(
+        query=name,
+        key=name,
+        value=name,
+        scores=accumulator,
+        probabilities=accumulator,
+        accumulate="ieee",
+        accumulator=accumulator,
+        output=name,
+        lse=accumulator,
+        exp_ulp=POLYNOMIAL_EXP_ULP,
+        rescale_ulp=POLYNOMIAL_EXP_ULP,
+        tanh_ulp=0.0,
+        min_tile=32,
+        merges=0,
+    )
+
+
 def resolve(contract: Contract | str | None, output_dtype: object) -> Contract:
     """Turn the public argument `contract` into a Contract.
 
@@ -225,7 +273,7 @@ def resolve(contract: Contract | str | None, output_dtype: object) -> Contract:
 
 def preset_calls() -> list[tuple[str, Contract]]:
     """The call that makes each preset, and the preset."""
-    named = [(f"{make.__name__}({name!r})", make(name)) for make in (flash, eager) for name in FLASH]
+    named = [(f"{make.__name__}({name!r})", make(name)) for make in (flash, eager, numba) for name in FLASH]
     eights = [(f"fp8(output={name!r})", fp8(output=name)) for name in FORMATS]
     return [*named, ("tf32()", tf32()), *eights]
 

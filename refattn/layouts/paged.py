@@ -147,7 +147,7 @@ def pack_paged(
     used = lengths_of(function, "lengths", lengths, len(host), host.shape[2], "S")
     table = table_of(function, "block_table", block_table, "(B, max_pages)", (len(host), None))
     P = None if pages is None else check_integer(function, "pages", pages)
-    needed = _needed(function, "lengths", table, used, size, P)
+    needed = needed_pages(function, "lengths", table, used, size, P)
     P = int(table[needed].max(initial=-1)) + 1 if P is None else P
     places = np.argwhere(needed)
     once, serves = np.unique(table[needed], return_counts=True)
@@ -245,7 +245,7 @@ def gathered(
     pool = pool if order == "nhd" else np.swapaxes(pool, 1, 2)
     P, size, heads, E = pool.shape
     table = table_of(function, "block_table", block_table, "(B, max_pages)", (len(used), None))
-    needed = _needed(function, "seqused_k", table, used, size, P)
+    needed = needed_pages(function, "seqused_k", table, used, size, P)
     S = int(used.max(initial=0)) if length is None else length
     padded = filled(function, (len(used), heads, S, E), pool.dtype, fill)
     for b, n in np.argwhere(needed):
@@ -259,7 +259,9 @@ def _page(x: Host, used: Ints, b: int, n: int, size: int) -> Host:
     return np.swapaxes(x[b, :, n * size : min((n + 1) * size, used[b])], 0, 1)
 
 
-def _needed(function: str, name: str, table: Ints, used: Ints, size: int, pages: int | None) -> npt.NDArray[np.bool_]:
+def needed_pages(
+    function: str, name: str, table: Ints, used: Ints, size: int, pages: int | None
+) -> npt.NDArray[np.bool_]:
     """Which entries of a table are looked at; those must lie in the pool."""
     width = table.shape[1]
     if (over := np.flatnonzero(used > width * size)).size:

@@ -42,6 +42,7 @@ STANDS_ON = {
 }
 PLAIN_FORMS = ("reference.py", "gradient.py")
 PLAIN_IMPORTS = ("__future__", "collections.abc", "math", "typing", "refattn._core")
+COMPILED = ("forward", "backward", "decode")  # of a folder kernel_*: each stands by itself
 MAX_LINES = 400
 MAX_REFERENCE_LINES = 120
 MAX_INTERFACE_CODE = 60
@@ -103,9 +104,7 @@ def breaches(path: str, source: str) -> list[str]:
             found.append(f"{path}: the pytest plugin imports pytest only, not {name}")
         if parts[-1] in PLAIN_FORMS and not any(is_below(name, one) for one in PLAIN_IMPORTS):
             found.append(f"{path}: a plain form imports {', '.join(PLAIN_IMPORTS)} only, not {name}")
-        if any(part.startswith("kernel_") for part in parts) and any(
-            part in ("reference", "gradient") or part.startswith("kernel_") for part in name.split(".")
-        ):
+        if any(part.startswith("kernel_") for part in parts) and not kernel_allowed(parts, name):
             found.append(f"{path}: a kernel imports no reference and no other kernel, not {name}")
     return found
 
@@ -115,6 +114,19 @@ def method_allowed(parts: list[str], name: str) -> bool:
     if parts[1] == "methods":
         return len(parts) > 3 and is_below(name, f"refattn.methods.{parts[2]}")
     return parts[1] != "testing" or is_below(name, "refattn.methods.exact")
+
+
+def kernel_allowed(parts: list[str], name: str) -> bool:
+    """Whether a kernel's file may import a name: no plain form, and of kernels what its own Python side is made of.
+
+    A folder's compiled files are those that `__init__.py` and what it calls bring together: they import none of it.
+    """
+    if any(part in ("reference", "gradient") for part in name.split(".")):
+        return False
+    own = ".".join(parts[:-1])
+    inside = is_below(name, own) and len(parts) > 4
+    of_kernels = any(part.startswith("kernel_") for part in name.split("."))
+    return not of_kernels or (inside and parts[-1].removesuffix(".py") not in COMPILED)
 
 
 def code_lines(source: str) -> int:
@@ -198,6 +210,14 @@ PLANTED = {
         "refattn/methods/flash/kernel_cuda.py",
         "from refattn.methods.flash.kernel_numba import forward",
     ),
+    "a compiled file imports another": (
+        "refattn/methods/flash/kernel_numba/forward.py",
+        "from refattn.methods.flash.kernel_numba import plan",
+    ),
+    "a kernel's Python side imports another method's kernel": (
+        "refattn/methods/flash/kernel_numba/plan.py",
+        "from refattn.methods.linear.kernel_numba import forward",
+    ),
     "a room that the house does not have": ("refattn/utils.py", "import math"),
 }
 
@@ -216,6 +236,7 @@ def test_a_planted_breach_is_found(case: str) -> None:
         ("refattn/methods/exact/interface.py", "from .reference import attention"),
         ("refattn/testing/check.py", "from refattn.methods.exact import attention\nfrom refattn import masks, data"),
         ("refattn/methods/flash/kernel_numba/forward.py", "import numba\nfrom refattn._core import numba_math"),
+        ("refattn/methods/flash/kernel_numba/__init__.py", "from refattn.methods.flash.kernel_numba import forward"),
         ("refattn/_core/arrays.py", "from array_api_compat import device"),
         ("refattn/_pytest_plugin.py", "import pytest"),
         ("refattn/__init__.py", "if TYPE_CHECKING:\n    from refattn import masks"),

@@ -1,4 +1,4 @@
-"""The whole text of every message about arguments that only attention_gradient or attention_scores has."""
+"""The whole text of every message about arguments that only gradients or attention_scores have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import refattn as ra
-from tests.messages import ANY, Case, K, Q, assert_raises, attend, strict
+from tests.messages import ANY, Case, K, Q, V, assert_raises, attend, strict
 
 DO = np.zeros((2, 4, 3, 6))
 
@@ -58,6 +58,12 @@ GRADIENT: list[Case] = [
             "query and grad_output must come from one array library; got query from numpy and grad_output from "
             "array_api_strict. Convert one of them: refattn.from_numpy(refattn.to_numpy(x), like=y)."
         ),
+    ),
+    (
+        "a dtype that strict lacks",
+        lambda: ra.attention_gradient(*map(strict, (DO, Q, K, V)), dtype="float16"),
+        TypeError,
+        "dtype must be one that array_api_strict has; got float16.",
     ),
     (
         "a form that does not exist",

@@ -1,4 +1,4 @@
-"""The whole text of every message about the arguments that attention, attention_rows and attention_gradient share."""
+"""The whole text of every message about the arguments that all functions of softmax attention share."""
 
 from __future__ import annotations
 
@@ -344,9 +344,17 @@ SHARED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]
 
 
+FUNCTIONS = (
+    "attention",
+    "attention_rows",
+    "attention_gradient",
+    "flash_attention",
+    "flash_attention_gradient",
+    "flash_decode",
+)
 CASES = [
     pytest.param(function, *case, id=f"{name}-{function}")
-    for function in ("attention", "attention_rows", "attention_gradient")
+    for function in FUNCTIONS
     for name, *case in SHARED
     if set(case[0]) - {"query", "key", "value"} <= set(getattr(ra, function).capabilities.arguments)
 ]

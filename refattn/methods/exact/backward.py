@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from refattn import biases, masks
-from refattn._call import prepare
-from refattn._core.arrays import FLOATS, Array, Namespace, array_namespace, float64, quiet, round_to
-from refattn._core.checks import check_array, check_output_dtype, check_shape
+from refattn._call import AttentionGradient, prepare_gradient
+from refattn._core.arrays import Array, quiet
 from refattn._core.choice import Capabilities, choose, declare
 from refattn.methods.exact import gradient, reference
 from refattn.methods.exact.capabilities import CAPABILITIES as WHOLE
@@ -26,30 +23,6 @@ CAPABILITIES = Capabilities(
     memory="O(L S)",
     cost=GRADIENT_FORMS,
 )
-
-
-class AttentionGradient(NamedTuple):
-    """Gradients of a loss; what the call did not have is None.
-
-    Attributes
-    ----------
-    query : array, shape (..., H, L, E)
-        Of the query.
-    key : array, shape (..., Hk, S, E)
-        Of the key, summed over the query heads that read it.
-    value : array, shape (..., Hk, S, Ev)
-        Of the value, summed over the query heads that read it.
-    bias : array, shape of the bias, or None
-        Of the bias, summed over the axes along which it was broadcast; None for no bias or one that is a rule.
-    sinks : array, shape (H,), or None
-        Of the sinks, summed over batch and queries.
-    """
-
-    query: Array
-    key: Array
-    value: Array
-    bias: Array | None = None
-    sinks: Array | None = None
 
 
 @declare(CAPABILITIES)
@@ -154,40 +127,22 @@ def attention_gradient(
     ([[[-0.5, 0.5]]], [[[0.5], [0.5]]])
     """
     choose(CAPABILITIES, implementation)
-    function = CAPABILITIES.function
-    check_array(function, "grad_output", grad_output, FLOATS)
-    call = prepare(
-        function, query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap,
-        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, dtype="float64",
+    given = prepare_gradient(
+        CAPABILITIES.function, grad_output, query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale,
+        softcap=softcap, sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, grad_lse=grad_lse, dtype=dtype,
     )  # fmt: skip
-    bias = None if isinstance(bias, biases.Bias) else bias
-    inputs = {"query": query, "key": key, "value": value, "bias": bias, "sinks": sinks}
-    dtypes = [None if x is None else check_output_dtype(function, dtype, x, name) for name, x in inputs.items()]
-    L, Ev = call.score.lengths[0], value.shape[-1]
-    check_shape(function, "grad_output", grad_output, "(..., H, L, Ev)", (*call.lead, L, Ev))
-    if grad_lse is not None:
-        check_array(function, "grad_lse", grad_lse, FLOATS)
-        check_shape(function, "grad_lse", grad_lse, "(..., H, L)", (*call.lead, L))
-    xp = array_namespace(function, query=query, grad_output=grad_output, grad_lse=grad_lse)
-    dO = call.split(float64(grad_output, xp), 2)
-    dlse = None if grad_lse is None else call.split(float64(grad_lse, xp), 1)
-    Q, K, V = call.grouped()
-    O, lse = reference.attention(Q, K, V, score=call.score, xp=xp)
-    dQ, dK, dV, dS, dsink = gradient.attention_gradient(Q, K, V, O, lse, dO, dlse, score=call.score, xp=xp)
-    found = (
-        call.headed(dQ, 2),
-        xp.sum(dK, axis=-3),
-        xp.sum(dV, axis=-3),
-        None if bias is None else _summed(call.headed(dS, 2), tuple(bias.shape), xp),
-        None if dsink is None else _summed(call.headed(dsink, 2), (call.lead[-1], 1, 1), xp)[:, 0, 0],
+    call, (dO, dlse) = given.call, given.cotangents()
+    (Q, K, V), score, xp = call.grouped(), call.score, call.xp
+    O, lse = reference.attention(Q, K, V, score=score, xp=xp)
+    dQ, dK, dV, dS, dsink = gradient.attention_gradient(
+        Q, K, V, O, lse, dO[...], None if dlse is None else dlse[...], score=score, xp=xp
     )
-    rounded = (None if x is None else round_to(x, str(name), xp) for x, name in zip(found, dtypes, strict=True))
-    return AttentionGradient(*rounded)
-
-
-def _summed(x: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
-    """The gradient of an array that was broadcast from a shape to that of x."""
-    rank, shape = len(shape), (1,) * (x.ndim - len(shape)) + shape
-    axes = tuple(axis for axis, n in enumerate(shape) if n == 1 != x.shape[axis])
-    x = xp.sum(x, axis=axes, keepdims=True) if axes else x
-    return xp.reshape(x, shape[x.ndim - rank :])
+    return given.rounded(
+        {
+            "query": call.headed(dQ, 2),
+            "key": xp.sum(dK, axis=-3),
+            "value": xp.sum(dV, axis=-3),
+            "bias": call.headed(dS, 2),
+            "sinks": given.of_sinks(dsink),
+        }
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from refattn._core.arrays import Array, Namespace, known
+from refattn._core.arrays import Array, Namespace
 from refattn._core.score import Score
-from refattn._core.state import weights
+from refattn._core.state import seen_product, sink_gradient, weights
 
 
 class Gradients(NamedTuple):
@@ -31,7 +31,7 @@ def attention_gradient(
     dO = xp.where(xp.any(seen, axis=-1, keepdims=True), dO, 0.0)  # the output of an empty row is constant
 
     kept = seen if Z is None else seen & (Z != 0)
-    dV = _product(xp.matrix_transpose(P if Z is None else P * Z), xp.matrix_transpose(kept), dO, xp)
+    dV = seen_product(xp.matrix_transpose(P if Z is None else P * Z), xp.matrix_transpose(kept), dO, xp=xp)
     dP = xp.matmul(dO, xp.matrix_transpose(V))
     dP = dP if Z is None else xp.where(Z != 0, dP * Z, 0.0)
     D = xp.sum(dO * O, axis=-1, keepdims=True)
@@ -39,20 +39,6 @@ def attention_gradient(
     dS = xp.where(seen, P * (dP - D), 0.0)
 
     raw = score.scale * score.before_softcap(dS, Q, K, xp=xp)
-    dQ = _product(raw, seen, K, xp)
-    dK = _product(xp.matrix_transpose(raw), xp.matrix_transpose(seen), Q, xp)
-    return Gradients(dQ, dK, dV, dS, None if score.sink is None else _sink_gradient(score.sink, lse, D, xp))
-
-
-def _sink_gradient(sink: Array, lse: Array, D: Array, xp: Namespace) -> Array:
-    """The sink's weight times -D: its value is 0, so that dP = 0."""
-    return xp.where(sink == -math.inf, 0.0, -xp.exp(sink - xp.expand_dims(lse, axis=-1)) * D)
-
-
-def _product(A: Array, seen: Array, X: Array, xp: Namespace) -> Array:
-    """A X, in which a row of X that is not seen takes no part; one that is seen and not finite makes the sum NaN."""
-    finite = xp.isfinite(X)
-    if known(xp.all(finite)):
-        return xp.matmul(A, X)
-    lost = xp.matmul(xp.astype(seen, xp.float64), xp.astype(~finite, xp.float64)) > 0
-    return xp.where(lost, math.nan, xp.matmul(A, xp.where(finite, X, 0.0)))
+    dQ = seen_product(raw, seen, K, xp=xp)
+    dK = seen_product(xp.matrix_transpose(raw), xp.matrix_transpose(seen), Q, xp=xp)
+    return Gradients(dQ, dK, dV, dS, None if score.sink is None else sink_gradient(score.sink, lse, D, xp=xp))

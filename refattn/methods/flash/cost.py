@@ -62,8 +62,8 @@ def flash_2022(work: Work) -> Cost:
 def flash_gradient(work: Work) -> Cost:
     """FlashAttention-2, Algorithm 2: for each key tile, all query tiles; the query's gradient is read and rewritten.
 
-    The output and its log-sum-exp are operands. Line 8 of the paper also loads the output, which no line below it
-    uses, and the query's gradient, which line 14 loads: they are counted where they are used.
+    The output and its log-sum-exp are operands. Line 9 of the paper also loads the output, which no line below it
+    uses, and the query's gradient, which line 15 loads: they are counted where they are used.
     """
     tile = tile_of(work, "flash")
     seen, tally, r, (E, Ev) = visits(work, tile), Tally(), work.rows, work.features
@@ -74,11 +74,11 @@ def flash_gradient(work: Work) -> Cost:
     tally.moves(2 * o, STATISTIC * r)  # line 4
     tally.moves(seen.columns * _key_bytes(work))  # line 6
     c, rows = seen.all.cells, seen.all.rows
-    tally.moves(rows * (2 * E * iq + Ev * io + 2 * STATISTIC), rows * E * iq)  # lines 8, 14
-    _scores(tally, work, seen)  # line 9
-    tally.does(add=c, exp=c)  # line 10
-    tally.does(multiply_add=2 * c * Ev + 2 * c * E)  # lines 11, 12, 14, 15
-    tally.does(add=c, multiply=2 * c)  # line 13, and the scale
+    tally.moves(rows * (2 * E * iq + Ev * io + 2 * STATISTIC), rows * E * iq)  # lines 9, 15
+    _scores(tally, work, seen)  # line 10
+    tally.does(add=c, exp=c)  # line 11
+    tally.does(multiply_add=2 * c * Ev + 2 * c * E)  # lines 12, 13, 15, 16
+    tally.does(add=c, multiply=2 * c)  # line 14, and the scale
     if work.dropout is not None:
         tally.does(select=2 * c, multiply=2 * c)
         tally.moves(seen.read(work.dropout, seen.all))
@@ -91,7 +91,7 @@ def flash_gradient(work: Work) -> Cost:
         tally.does(add=2 * r, exp=r, multiply=r)
         tally.moves(STATISTIC * r + work.heads[0] * work.sinks, work.heads[0] * work.sinks)
     shared = work.heads[0] // work.heads[1] // seen.heads  # gradients of each key, by query heads with own tiles
-    tally.moves(0, shared * (k + v))  # line 17
+    tally.moves(0, shared * (k + v))  # line 18
     if shared > 1:
         tally.does(add=shared * (work.elements[1] + work.elements[2]))
         tally.moves(shared * (k + v), k + v)
