@@ -35,6 +35,7 @@ from refattn._core.numba_vectors import cap_scores, exponentials, raise_maxima
 DIGEST = "49524ecb5d867a29"
 
 LOG2E = math.log2(math.e)
+ROWS = 8  # of values that are gone through at a time
 
 # One key head of a call; `rows` query rows (head of the group, query) read it. Addresses are those of the head's first
 # number, or 0; strides are in bytes. Bytes say which keys each row sees (`mask`) and which weights dropout keeps.
@@ -163,20 +164,25 @@ def raise_rows(job: Any, w: Any, block: Any, n: Any) -> None:
 
 @part
 def add_values(job: Any, w: Any, block: Any, value: Any, row: Any, start: Any, low: Any, high: Any) -> None:
-    """The output of a block's rows takes in the values of the keys low .. high, which begin at an address."""
-    lanes, wide, rows = VECTOR_BYTES // w.itemsize, job.wide_ev, high - low
-    for q in range(0, QUERIES, TOGETHER):
-        p, output = job.w_score + (low - start) * QUERIES + q, job.w_output + (block * QUERIES + q) * wide
-        e, alpha = 0, job.w_alpha + q
-        while e + WIDE * lanes <= wide:
-            wide_values(w, value + e * w.itemsize, row, p, output + e, wide, alpha, rows)
-            e += WIDE * lanes
-        while e + WIDE // 2 * lanes <= wide:
-            half_values(w, value + e * w.itemsize, row, p, output + e, wide, alpha, rows)
-            e += WIDE // 2 * lanes
-        while e < wide:
-            narrow_values(w, value + e * w.itemsize, row, p, output + e, wide, alpha, rows)
-            e += lanes
+    """The output of a block's rows takes in the values of the keys low .. high, which begin at an address.
+
+    A few rows at a time, so that what is done to them a second time hides behind the wait for the next.
+    """
+    lanes, wide, size = VECTOR_BYTES // w.itemsize, job.wide_ev, w.itemsize
+    for k in range(low, high, ROWS):
+        rows, address = min(ROWS, high - k), value + (k - low) * row
+        for q in range(0, QUERIES, TOGETHER):
+            p, output = job.w_score + (k - start) * QUERIES + q, job.w_output + (block * QUERIES + q) * wide
+            e, alpha = 0, job.w_alpha + q if k == low else job.w_ones
+            while e + WIDE * lanes <= wide:
+                wide_values(w, address + e * size, row, p, output + e, wide, alpha, rows)
+                e += WIDE * lanes
+            while e + WIDE // 2 * lanes <= wide:
+                half_values(w, address + e * size, row, p, output + e, wide, alpha, rows)
+                e += WIDE // 2 * lanes
+            while e < wide:
+                narrow_values(w, address + e * size, row, p, output + e, wide, alpha, rows)
+                e += lanes
 
 
 @part

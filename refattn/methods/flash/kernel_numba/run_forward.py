@@ -23,7 +23,7 @@ from refattn.methods.flash.kernel_numba.plan import LOG2E, Plan, accumulation, a
 
 TILE = (256, 128)
 # Multiply-adds of one task: about a millisecond, so that an interrupt is heard and the last task is waited for briefly.
-TASK = 1.0e8
+TASK = 0.5e8
 
 
 class Task(NamedTuple):
