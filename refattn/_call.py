@@ -11,7 +11,7 @@ import numpy as np
 
 from refattn import biases
 from refattn._arguments import gather
-from refattn._core.arrays import FLOATS, Array, Namespace, array_namespace, float64, round_to, taken
+from refattn._core.arrays import FLOATS, Array, Namespace, array_namespace, dtype_name, float64, round_to, taken
 from refattn._core.checks import check_array, check_held, check_output_dtype, check_shape
 from refattn._core.score import Dropout, Score
 
@@ -135,8 +135,8 @@ class Call:
         )
 
     def rounded(self, x: Array) -> Array:
-        """A float64 result rounded once to the call's dtype."""
-        return round_to(x, self.dtype, self.xp)
+        """A result, in the dtype that it was accumulated in, rounded once to the call's dtype."""
+        return _rounded(x, self.dtype, self.xp)
 
     def headed(self, x: Array, axes: int) -> Array:
         """(..., Hk, G, *axes) as (..., H, *axes)."""
@@ -183,15 +183,16 @@ class GradientCall:
         return dO, None if dlse is None else Upcast(call.split(dlse, 1), call.xp)
 
     def rounded(self, found: Mapping[str, Array | None]) -> AttentionGradient:
-        """Float64 gradients, summed over the axes along which arrays were broadcast, and rounded once."""
+        """Gradients as they were accumulated, summed over the axes of broadcasting, and rounded once."""
         rounded: dict[str, Array | None] = {}
         for name, x in found.items():
             array, dtype = self.arrays[name], self.dtypes[name]
             if x is None or array is None or dtype is None:
                 rounded[name] = None
                 continue
-            summed = _summed(x, tuple(array.shape), self.call.xp) if name == "bias" else x
-            rounded[name] = round_to(summed, dtype, self.call.xp)
+            xp = self.call.xp
+            summed = _summed(float64(x, xp), tuple(array.shape), xp) if name == "bias" else x
+            rounded[name] = _rounded(summed, dtype, xp)
         return AttentionGradient(**rounded)
 
     def grouped_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -237,6 +238,14 @@ def prepare_gradient(
         if name is not None:
             check_held(function, name, xp)
     return GradientCall(call, grad_output, grad_lse, arrays, dtypes)
+
+
+def _rounded(x: Array, dtype: str, xp: Namespace) -> Array:
+    """Numbers in the dtype called `dtype`, those that are in it already as they are."""
+    accumulated = dtype_name(x)
+    if accumulated == dtype:
+        return x
+    return round_to(x if accumulated == "float64" else float64(x, xp), dtype, xp)
 
 
 def _summed(x: Array, shape: tuple[int, ...], xp: Namespace) -> Array:

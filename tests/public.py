@@ -50,6 +50,11 @@ class Form:
         """Whether the form serves the library's arrays."""
         return lib.module in self.function.capabilities.serves(self.implementation)
 
+    def refuses(self, lib: Library) -> None:
+        """The form says so where it gets the arrays of a library that it does not serve."""
+        with pytest.raises(ra.ImplementationError, match=f'implementation="{self.implementation}" serves '):
+            self(Problem(heads=(2, 1), lengths=(3, 3), features=(2, 2)), lib)
+
     def radius(
         self, problem: Problem, arrays: tuple[np.ndarray, ...] | None = None, min_tile: int = 16
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from refattn._core.arrays import device
 from tests.namespaces import Library, name_of
@@ -14,7 +13,8 @@ from tests.strategies import Problem
 @forms("dtype_kept")
 def test_dtype_kept(namespace: Library, form: Form) -> None:
     if not form.serves(namespace):
-        pytest.skip(f"{form.name} does not serve {namespace.name}")
+        form.refuses(namespace)
+        return
     taken = [name for name in form.function.capabilities.dtypes if name in namespace.dtypes]
     assert "float64" in taken
     for dtype in taken:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from refattn import biases, masks
 from refattn._call import AttentionGradient, GradientCall, prepare_gradient
-from refattn._core.arrays import Array, float64, quiet
+from refattn._core.arrays import Array, quiet
 from refattn._core.choice import Capabilities, choose, declare
 from refattn.methods.flash import gradient, reference
 from refattn.methods.flash.capabilities import ARGUMENTS
@@ -180,6 +180,4 @@ def _compiled(given: GradientCall, tile_q: int | None, tile_k: int | None, threa
     output, lse = kernel.forward(call, tile_q, tile_k, threads)
     found = kernel.backward(call, output, lse, given.grad_output, given.grad_lse, tile_q, tile_k, threads)
     names = ("query", "key", "value", "bias", "sinks")
-    return given.rounded(
-        {name: None if x is None else float64(x, call.xp) for name, x in zip(names, found, strict=True)}
-    )
+    return given.rounded(dict(zip(names, found, strict=True)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refattn import biases, masks
 from refattn._core.arrays import Array, Namespace, device, float64, is_array, taken
 from refattn._core.checks import check_array, check_broadcast
+from refattn.biases.heads import HeadBiases
 from refattn.layouts.host import Ints, lengths_of, offsets_of, table_of
 from refattn.layouts.paged import PAGES, needed_pages
+from refattn.masks.heads import HeadMasks
 
 CELLS = ("mask", "bias", "dropout_mask")
 
@@ -171,65 +173,9 @@ def arguments_of(
 
 def _of_entry(x: masks.Mask | biases.Bias, b: int) -> masks.Mask | biases.Bias:
     """The mask or bias of one batch entry."""
-    ones = [x.at((b, h)) for h in range(x.lead[1])]
-    if len(ones) == 1:
-        return ones[0]
-    return HeadMasks(tuple(cast("list[masks.Mask]", ones))) if isinstance(x, masks.Mask) else HeadBiases(tuple(ones))
-
-
-def _stacked(ones: Sequence[Any], i: Any, j: Any, L: int, S: int, xp: Namespace, where: Any) -> Array:
-    """The tiles of all heads."""
-    shape = tuple(x.stop - x.start if isinstance(x, slice) else len(x) for x in (i, j))
-    return xp.stack([xp.broadcast_to(one.tile(i, j, L, S, xp=xp, device=where), shape) for one in ones])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class HeadMasks(masks.Mask):
-    """A mask of its own for each head."""
-
-    ones: tuple[masks.Mask, ...]
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The heads."""
-        return (len(self.ones),)
-
-    @property
-    def readable(self) -> bool:
-        """Whether all of them are."""
-        return all(one.readable for one in self.ones)
-
-    def _check(self, function: str, L: int, S: int) -> None:
-        for one in self.ones:
-            one.check(function, L, S)
-
-    def _tile(self, i: Any, j: Any, L: int, S: int, *, xp: Namespace, device: Any) -> Array:
-        return _stacked(self.ones, i, j, L, S, xp, device)
-
-    def _at(self, index: tuple[int, ...]) -> masks.Mask:
-        return self.ones[index[-1]]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class HeadBiases(biases.Bias):
-    """A bias of its own for each head."""
-
-    ones: tuple[Any, ...]
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The heads."""
-        return (len(self.ones),)
-
-    def check(self, function: str, L: int, S: int) -> None:
-        """Each of them is held against the lengths."""
-        for one in self.ones:
-            one.check(function, L, S)
-
-    def tile(self, i: Any, j: Any, L: int, S: int, *, xp: Namespace, device: object = None) -> Array:
-        """The tiles of all heads."""
-        return _stacked(self.ones, i, j, L, S, xp, device)
-
-    def at(self, index: tuple[int, ...]) -> biases.Bias:
-        """That of one head."""
-        return cast("biases.Bias", self.ones[index[-1]])
+    if x.lead[1] == 1:
+        return x.at((b, 0))
+    heads = range(x.lead[1])
+    if isinstance(x, masks.Mask):
+        return HeadMasks(tuple(x.at((b, h)) for h in heads))
+    return HeadBiases(tuple(x.at((b, h)) for h in heads))

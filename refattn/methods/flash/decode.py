@@ -188,12 +188,12 @@ def flash_decode(
 def _decoded(
     call: Call, k: Pages | None, v: Pages | None, form: str, splits: int | None, threads: int | None
 ) -> tuple[Array, Array]:
-    """Output (..., H, L, Ev) and log-sum-exp (..., H, L) in float64; keys and values in pages where these are given."""
+    """Output (..., H, L, Ev) as accumulated, and float64 log-sum-exp (..., H, L); pages stand for keys and values."""
     if form == "numba":
         kernel = kernels(CAPABILITIES, call)
         call = call if k is None or v is None else replace(call, key=k.whole(), value=v.whole())
-        output, lse = (float64(x, call.xp) for x in kernel.decode(call, splits, threads))
-        return output, lse
+        output, lse = kernel.decode(call, splits, threads)
+        return output, float64(lse, call.xp)
     (Q, K, V), (_, tile_k) = call.views(), tile_sizes(call, None, None)
     parts = {"splits": SPLITS if splits is None else splits, "tile_k": tile_k}
     O, lse = reference.flash_decode(

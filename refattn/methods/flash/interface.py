@@ -124,7 +124,8 @@ def flash_attention(
         dropout_mask=dropout_mask, dropout_p=dropout_p, dtype=dtype,
     )  # fmt: skip
     if form == "numba":
-        O, lse = (float64(x, call.xp) for x in kernels(CAPABILITIES, call).forward(call, tile_q, tile_k, threads))
+        O, lse = kernels(CAPABILITIES, call).forward(call, tile_q, tile_k, threads)
+        lse = float64(lse, call.xp)
     else:
         no_threads(name, threads)
         q, k = tile_sizes(call, tile_q, tile_k)
