@@ -31,11 +31,15 @@ def integers(function: str, name: str, x: Any, rule: str) -> int | npt.NDArray[A
         pass
     wrong = f"{function}: {name} must be {rule}; got "
     if isinstance(x, list | tuple):
+        entries = x
         try:
             x = np.asarray(x)
         except ValueError:
             raise ValueError(f"{wrong}a list whose rows differ in length.") from None
         x = x if x.size else x.astype(np.int64)
+        # NumPy takes True beside integers for 1.
+        if x.dtype.kind in "iu" and any(isinstance(one, bool | np.bool_) for one in np.asarray(entries, object).flat):
+            raise TypeError(f"{wrong}a list with booleans among its integers.")
     if not is_array(x):
         raise TypeError(f"{wrong}{x!r}.")
     host = to_numpy(x)

@@ -34,6 +34,12 @@ def test_what_holds_no_integers_is_refused(x: object, name: str) -> None:
     assert_raises(lambda: integers("f", "x", x, "integers"), TypeError, text)
 
 
+@pytest.mark.parametrize("x", [[1, True], [[1, 2], [np.False_, 3]], (True, np.int64(1))])
+def test_a_boolean_among_integers_is_refused(x: object) -> None:
+    text = "f: x must be integers; got a list with booleans among its integers."
+    assert_raises(lambda: integers("f", "x", x, "integers"), TypeError, text)
+
+
 def test_rows_of_different_lengths_are_no_array() -> None:
     text = "f: x must be integers; got a list whose rows differ in length."
     assert_raises(lambda: integers("f", "x", [[1], [2, 3]], "integers"), ValueError, text)
