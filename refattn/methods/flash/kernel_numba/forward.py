@@ -36,6 +36,7 @@ DIGEST = "49524ecb5d867a29"
 LOG2E = math.log2(math.e)
 SKIPPED, WHOLE, PARTIAL = 0, 1, 2  # a group of keys, for a block of queries
 INTERVALS, BLOCKS = 1, 2  # mask, dropout: 0 is none
+UNHELD = -2  # among words that are no tile's bits
 
 # One head of a call. Addresses are those of the head's first number, or 0; strides are in bytes.
 JOB = record(
@@ -43,9 +44,9 @@ JOB = record(
     L S E Ev tile_q tile_k
     query query_row query_column query_code key key_row key_column key_code
     value value_row value_column value_code bias bias_row bias_column bias_code
-    mask first stop indptr indices tile bits dropout drop_indptr drop_indices drop_tile drop_bits
+    mask first stop indptr indices tile bits states dropout drop_indptr drop_indices drop_tile drop_bits drop_states
     w_query w_key w_value w_score w_output w_lost w_m w_l w_largest w_alpha w_ones
-    z_first z_stop z_seen z_state z_words z_drop z_packed
+    z_first z_stop z_seen z_state z_held z_words z_drop z_packed
     memory output output_at lse
     """,
     "factor cap growth sink",
@@ -79,49 +80,70 @@ def start_tile(job: Any, w: Any, z: Any, start: Any, rows: Any, depth: Any, n: A
         z[job.z_first + r], z[job.z_stop + r] = first, stop
         z[job.z_seen + r] = 1 if job.mask != BLOCKS and first < stop else 0
         w[job.w_m + r], w[job.w_l + r] = kind(-np.inf), kind(0)
-    spread_words(z, job.z_words, -1, 0, job.tile_q * job.tile_k // 32)
-    for x in range(depth * ((job.Ev + RANKS - 1) // RANKS * RANKS)):
-        w[job.w_output + x] = kind(0)
+    w[job.w_output : job.w_output + depth * ((job.Ev + RANKS - 1) // RANKS * RANKS)] = kind(0)
 
 
 @part
-def classify(job: Any, z: Any, j: Any, low: Any, high: Any, bits: Any) -> Any:
-    """The state of each group of keys of tile j for the queries low .. high of a query tile; whether one is seen."""
+def classify(job: Any, z: Any, j: Any, low: Any, high: Any) -> Any:
+    """The state of each group of keys of tile j for the queries low .. high, by intervals; whether one is seen."""
     fewest, most, latest, nearest = (
         np.int64(job.S),
         np.int64(0),
         np.int64(0),
         np.int64(job.S),
     )  # the union of the intervals, and their intersection
-    for r in range(low, high):
+    if job.mask != INTERVALS:
+        fewest, most = np.int64(0), np.int64(job.S)
+    for r in range(low, high if job.mask == INTERVALS else low):
         first, stop = np.int64(z[job.z_first + r]), np.int64(z[job.z_stop + r])
         latest, nearest = max(latest, first), min(nearest, stop)
         if first < stop:
             fewest, most = min(fewest, first), max(most, stop)
         else:
             nearest = np.int64(0)
-    seen, read_words, some, every = False, False, np.int32(0), np.int32(0)
+    seen = False
     for x in range(job.tile_k // RANKS):
-        read_words = read_words and x * RANKS % 32 != 0
         k, state = j * job.tile_k + x * RANKS, WHOLE
         if k >= most or k + RANKS <= fewest:
             state = SKIPPED
         elif k < latest or k + RANKS > nearest:
             state = PARTIAL
-        if bits and state != SKIPPED:
-            if not read_words:
-                some, every, read_words = np.int32(0), np.int32(-1), True
-                at = job.z_words + x * RANKS // 32 * job.tile_q
-                for r in range(low, high):
-                    some, every = some | z[at + r], every & z[at + r]
-            ones, place = (1 << RANKS) - 1, x * RANKS % 32
-            if (some >> place) & ones == 0:
-                state = SKIPPED
-            elif (every >> place) & ones != ones:
-                state = PARTIAL
         z[job.z_state + x] = state
         seen = seen or state != SKIPPED
     return seen
+
+
+@part
+def look_up(job: Any, z: Any, tile: Any, block: Any, n: Any) -> Any:
+    """The state of each group of keys for a block of queries of a tile of bits; whether one is seen."""
+    many, seen = job.tile_k // RANKS, False
+    at = job.states + (tile * ((job.tile_q + n - 1) // n) + block) * many
+    for x in range(many):
+        state = read(at + x, np.uint8(0))
+        z[job.z_state + x] = state
+        seen = seen or state != SKIPPED
+    return seen
+
+
+@part
+def hold_words(job: Any, z: Any, tile: Any) -> None:
+    """Have the bits of a tile among the words, all ones for tile -1."""
+    if z[job.z_held] != tile:
+        spread_words(z, job.z_words, tile, job.bits, job.tile_q * job.tile_k // 32)
+        z[job.z_held] = tile
+
+
+@part
+def note_seen(job: Any, z: Any, at: Any, rows: Any) -> None:
+    """Mark the queries of a block that some key of a tile of bits is seen by."""
+    whole = False
+    for x in range(job.tile_k // RANKS):
+        whole = whole or z[job.z_state + x] == WHOLE
+    for r in range(at, at + rows):
+        some = whole
+        for x in range(0 if whole else job.tile_k // 32):
+            some = some or z[job.z_words + x * job.tile_q + r] != 0
+        z[job.z_seen + r] |= 1 if some else 0
 
 
 @part
@@ -219,14 +241,20 @@ def pack_tile(job: Any, w: Any, z: Any, j: Any) -> None:
 
 
 @part
-def visit(job: Any, w: Any, z: Any, start: Any, rows: Any, j: Any, bits: Any, n: Any) -> None:
-    """Lines 7 to 10: one key tile for all blocks of a query tile."""
+def visit(job: Any, w: Any, z: Any, start: Any, rows: Any, j: Any, tile: Any, n: Any) -> None:
+    """Lines 7 to 10: one key tile, whose bits are those of `tile`, -1 for none, for all blocks of a query tile."""
     groups, many = (job.Ev + RANKS - 1) // RANKS, job.tile_k // RANKS
     changed = job.cap != 0 or job.bias != 0
     for at in range(0, rows, n):
         inside = min(n, rows - at)
-        if not classify(job, z, j, at, at + inside, bits):
+        if not (look_up(job, z, tile, at // n, n) if tile >= 0 else classify(job, z, j, at, at + inside)):
             continue
+        for x in range(many):
+            if z[job.z_state + x] == PARTIAL:
+                hold_words(job, z, tile)
+                break
+        if job.mask == BLOCKS:
+            note_seen(job, z, at, inside)
         if z[job.z_packed + j] == 0:
             pack_tile(job, w, z, j)
         query, m, l = job.w_query + at * job.E, job.w_m + at, job.w_l + at
@@ -266,6 +294,7 @@ def visit(job: Any, w: Any, z: Any, start: Any, rows: Any, j: Any, bits: Any, n:
                 accumulate(w, value, s, job.w_output + (at * groups + g * n) * RANKS, factors, depth)
             factors = job.w_ones
         if z[job.z_packed + j] == 2:
+            hold_words(job, z, tile)
             collect_lost(job, w, z, j, at, inside, n)
 
 
@@ -298,20 +327,12 @@ def attend(jobs: Any, w: Any, z: Any, output: Any, lse: Any, first_tile: int, st
                 if z[job.z_first + r] < z[job.z_stop + r]:
                     low, high = min(low, z[job.z_first + r]), max(high, z[job.z_stop + r])
             begin, end = low // job.tile_k, (high + job.tile_k - 1) // job.tile_k
-        before = -1
         for entry in range(begin, end):  # line 6
-            j, bits = entry, False
+            j, tile = entry, np.int32(-1)
             if job.mask == BLOCKS:
                 j, tile = read(job.indices + 4 * entry, np.int32(0)), read(job.tile + 4 * entry, np.int32(0))
-                bits = tile >= 0
-                if bits or before >= 0:
-                    spread_words(z, job.z_words, tile, job.bits, job.tile_q * job.tile_k // 32)
-                before = tile
-                for x in range(job.tile_k // 32):
-                    for r in range(rows):
-                        z[job.z_seen + r] |= 1 if z[job.z_words + x * job.tile_q + r] != 0 else 0
             if job.dropout != 0:
                 load_dropout(job, z, i, j)
-            visit(job, w, z, start, rows, j, bits, n)
+            visit(job, w, z, start, rows, j, tile, n)
         for at in range(0, rows, n):
             finish_block(job, w, z, output, lse, start + at, min(n, rows - at), at, n)

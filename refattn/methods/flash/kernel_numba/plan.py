@@ -19,6 +19,7 @@ Found = tuple[dict[str, Any], list[Any], float]
 
 LOG2E = math.log2(math.e)
 INTERVALS, BLOCKS = 1, 2
+SKIPPED, WHOLE, PARTIAL = 0, 1, 2  # a group of keys, for a block of queries
 
 
 def accumulation(call: Call) -> type[Any]:
@@ -71,12 +72,24 @@ def blocks(mask: Any, call: Call, tile: tuple[int, int], prefix: str) -> Found:
     """Where the block lists of each head lie, and what must outlive these addresses."""
     found = mask.blocks(*call.score.lengths, *tile)
     # The bits word by word, as the queries lie side by side.
-    bits = found.bits.transpose(0, 2, 1)
-    held = [np.ascontiguousarray(x) for x in (found.indptr, found.indices, found.tile, bits)]
+    bits = np.ascontiguousarray(found.bits.transpose(0, 2, 1))
+    held = [np.ascontiguousarray(x) for x in (found.indptr, found.indices, found.tile)]
+    held += [bits, states(bits, columns(accumulation(call)))]
     strips = places(mask.lead, call.lead, -(-call.score.lengths[0] // tile[0])) * 4
-    names = (f"{prefix}{name}" for name in ("indptr", "indices", "tile", "bits"))
+    names = (f"{prefix}{name}" for name in ("indptr", "indices", "tile", "bits", "states"))
     at = (address(x) + (strips if x is held[0] else np.zeros_like(strips)) for x in held)
     return dict(zip(names, at, strict=True)), held, found.indices.size * tile[1] / max(1, found.indptr.size - 1)
+
+
+def states(bits: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
+    """What n queries see of RANKS keys, (tile, block, group), from bits (tile, word, query)."""
+    tiles, words, queries = bits.shape
+    of_block = bits.view(np.uint32).reshape(tiles, words, queries // n, n)
+    ones = np.uint32(2**RANKS - 1)
+    groups = np.arange(0, 32, RANKS, dtype=np.uint32)
+    some, every = (x.reduce(of_block, axis=-1)[..., None] >> groups & ones for x in (np.bitwise_or, np.bitwise_and))
+    found = np.where(some == 0, SKIPPED, np.where(every == ones, WHOLE, PARTIAL)).astype(np.uint8)
+    return np.ascontiguousarray(found.transpose(0, 2, 1, 3))
 
 
 def aligned(count: int, kind: Any) -> np.ndarray[Any, Any]:

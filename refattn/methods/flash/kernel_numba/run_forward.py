@@ -67,7 +67,7 @@ def lay_out(plan: Plan, call: Call) -> None:
         },
         {
             "z_first": tile_q, "z_stop": tile_q, "z_seen": tile_q, "z_state": tile_k // RANKS,
-            "z_words": tile_q * tile_k // 32, "z_drop": tile_q * tile_k // 32, "z_packed": keys // tile_k,
+            "z_held": 1, "z_words": tile_q * tile_k // 32, "z_drop": tile_q * tile_k // 32, "z_packed": keys // tile_k,
         },
     )  # fmt: skip
 
@@ -85,6 +85,7 @@ def tasks_of(plan: Plan, call: Call) -> list[list[Task]]:
 def worker(plan: Plan, output: Any, lse: Any) -> Callable[[Task], None]:
     """What one thread does with a task, in memory of its own."""
     (job, w, z), unit, (L, S) = plan.own(), -1, (int(plan.job[0][name]) for name in ("L", "S"))
+    z[job[0]["z_held"]] = compiled.UNHELD
 
     def attend(task: Task) -> None:
         nonlocal unit
