@@ -1,4 +1,4 @@
-"""The command line: check a kernel, compare digests, list what there is and what is installed. It parses and prints."""
+"""The command line: check kernels, replay problems, compare digests, list what there is. It parses and prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from refattn import contract, data, masks
 from refattn._core.choice import Capabilities
 from refattn.oracle.hashing import digest
 from refattn.oracle.named import NAMES, named_problem
-from refattn.testing import KernelSpec, check_kernel
+from refattn.testing import KernelSpec, check_kernel, load_inputs, replay, save_repro, shrink
+from refattn.testing.naming import named, named_spec
 from refattn.testing.spec import LAYOUTS, LENGTHS, LIBRARIES
 from refattn.testing.stored import check_file
 
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="fewer shapes")
     add("--seed", type=int, default=0, help="seed of the drawn inputs")
     add("--json", action="store_true", help="print the report as JSON")
+    _add_replay(commands)
     about = "compute the golden digests again: correctly rounded results that are the same on every machine"
     digests = commands.add_parser(
         "digest", help=about, description=f"{about.capitalize()}. Exit code: 0 all are, 1 one differs."
@@ -90,6 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, help=about, description=about).set_defaults(command=command)
     return parser
+
+
+def _add_replay(commands: Any) -> None:
+    """The options of replay."""
+    about = "run a saved problem again"
+    command = commands.add_parser(
+        "replay",
+        help=about,
+        description=f"{about.capitalize()}, or judge the result that was saved with it. "
+        "Exit code: 0 right, 1 wrong, 2 could not run.",
+    )
+    command.set_defaults(command=_replay)
+    command.add_argument("file", metavar="FILE.npz", help="a bundle, or query, key, value and arguments")
+    command.add_argument("kernel", nargs="?", metavar="module:SPEC", help="the kernel to run")
+    command.add_argument("--check", metavar="NAME", help="the law to check, instead of the one that was saved")
+    command.add_argument("--shrink", metavar="OUT.npz", help="make the problem smaller, and save it there")
 
 
 def _dims(text: str) -> int | tuple[int, int]:
@@ -139,30 +157,27 @@ def _check(options: argparse.Namespace) -> int:
 
 def _spec(options: argparse.Namespace, fields: dict[str, Any], mask: masks.Mask | None) -> KernelSpec:
     """The kernel that was named, with the options in place of its own fields."""
-    named = _named(options.kernel)
+    kernel = named("check", options.kernel)
     if mask is not None:
         fields["computes"] = {"mask": mask}
-        if options.causal is None and not isinstance(named, KernelSpec):
+        if options.causal is None and not isinstance(kernel, KernelSpec):
             # A window that is anchored nowhere has a meaning for L = S only.
             fields["lengths"] = tuple(sorted({(max(n), max(n)) for n in LENGTHS}))
-    return replace(named, **fields) if isinstance(named, KernelSpec) else KernelSpec(named, **fields)
+    return replace(kernel, **fields) if isinstance(kernel, KernelSpec) else KernelSpec(kernel, **fields)
 
 
-def _named(text: str) -> Any:
-    """The object that module:NAME names; modules of the current folder are found too."""
-    module, colon, name = text.partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"check: a kernel must be given as module:NAME; got {text!r}.")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:
-        raise ImportError(f"check: {module} could not be imported: {type(error).__name__}: {error}") from None
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise AttributeError(f"check: {module} has no {name!r}.")
-        found = getattr(found, part)
-    return found
+def _replay(options: argparse.Namespace) -> int:
+    """Run a saved problem again."""
+    spec = None if options.kernel is None else named_spec("replay", options.kernel)
+    answer = replay(options.file, spec, check=options.check)
+    print(answer)
+    if options.shrink is not None and not answer.passed:
+        if spec is None:
+            raise ValueError("replay: --shrink needs the kernel: module:SPEC.")
+        smaller = shrink(spec, load_inputs(options.file, spec), check=answer.check)
+        for path in save_repro(options.shrink, spec, smaller, check=answer.check):
+            print(f"saved {path}")
+    return RIGHT if answer.passed else WRONG
 
 
 def _mask(options: argparse.Namespace) -> masks.Mask | None:

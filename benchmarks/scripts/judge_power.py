@@ -33,15 +33,19 @@ def share(found):
     return f"{sum(found)} of {len(found)} ({100 * sum(found) / len(found):.0f} %)" if found else "-"
 
 
-def run(dtype, n, keys, variants, seed, *, quick):
+def run(dtype, n, keys, variants, seed, *, quick, drawn):
     """Outcomes of planted bugs, of bugs outside the catalogue, and of variants without a bug."""
+    rng = np.random.default_rng([seed, n])
     planted, outside = (
-        [measure.of_bug(key, dtype, n, seed=seed, quick=quick) for key in registry if not keys or key in keys]
+        [
+            measure.of_bug(key, dtype, n, measure.numerics(rng, dtype, bug) if drawn else {}, seed=seed, quick=quick)
+            for key, bug in registry.items()
+            if not keys or key in keys
+        ]
         for registry in (PLANTED, OUTSIDE)
     )
-    rng = np.random.default_rng([seed, n])
     right = [measure.of_control(key, dtype, n, seed=seed, quick=quick) for key in measure.controls(keys or EVERY)]
-    right += [measure.of_variant(rng, dtype, n, seed=seed) for _ in range(variants)]
+    right += [measure.of_variant(rng, dtype, n, seed=seed, quick=quick) for _ in range(variants)]
     return planted, outside, right
 
 
@@ -51,7 +55,7 @@ def line(dtype, n, planted, outside, variants):
     wrong = [str(sum(x.wrong_name is not None for x in group)) for group in (planted, outside, variants)]
     cells = (
         dtype, str(n), share(x.detected for x in planted), share(x.named for x in planted), wrong[0],
-        share(x.detected for x in outside), share(bool(x.placed) for x in outside), wrong[1],
+        share(x.detected for x in outside), share(x.placed for x in outside if x.placed is not None), wrong[1],
         share(x.detected for x in variants), wrong[2], f"{seconds:.0f}",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -61,11 +65,13 @@ def details(dtype, n, planted, outside, variants):
     """What was missed, misnamed, or raised without cause."""
     where = f"{dtype}, n = {n}"
     for title, found in (
+        ("the judge raised", [f"{x.key}: {x.raised}" for x in (*planted, *outside, *variants) if x.raised]),
+        ("found by one check alone", [f"{x.key} ({x.checks[0]})" for x in (*planted, *outside) if len(x.checks) == 1]),
         ("not detected", [x.key for x in (*planted, *outside) if not x.detected]),
         ("detected, not named", [x.key for x in planted if x.detected and not x.named]),
         ("named at a later rank", [x.key for x in planted if x.listed and not x.named]),
         ("wrong name", [f"{x.key} as {x.wrong_name}" for x in (*planted, *outside, *variants) if x.wrong_name]),
-        ("not placed", [x.key for x in outside if x.detected and not x.placed]),
+        ("not placed", [x.key for x in outside if x.detected and x.placed is False]),
         ("false alarms", [x.key for x in variants if x.detected]),
     ):
         if found:
@@ -83,6 +89,7 @@ def main():
     parser.add_argument("--variants", type=int, default=20, help="variants without a bug (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default 0)")
     parser.add_argument("--full", action="store_true", help="all problems of each check, not the quick few")
+    parser.add_argument("--drawn", action="store_true", help="plant each bug in a kernel of drawn numerics")
     given = parser.parse_args()
     unknown = [key for key in given.bugs if key not in EVERY]
     if unknown:
@@ -91,7 +98,7 @@ def main():
     lines = []
     for dtype in given.dtypes:
         for n in given.sizes:
-            found = run(dtype, n, given.bugs, given.variants, given.seed, quick=not given.full)
+            found = run(dtype, n, given.bugs, given.variants, given.seed, quick=not given.full, drawn=given.drawn)
             print(line(dtype, n, *found), flush=True)
             lines += details(dtype, n, *found)
     print("", *lines, sep="\n")

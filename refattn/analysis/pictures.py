@@ -1,4 +1,4 @@
-"""Pictures: an error against its bound, and the weights of one head. They draw into axes and return them."""
+"""Pictures: an error against its bound, weights of a head, the mask that a kernel applied; drawn into axes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from refattn.contract import Contract, resolve, softmax_bound
 from refattn.methods.exact.rows import attention_rows
 from refattn.testing.checking import case_on_host, check_result_shapes
 from refattn.testing.judge import Terms, parts
+from refattn.testing.probes import Readings
 from refattn.testing.sampling import choose_rows
 
 # More points than this only thicken the cloud.
 MOST_POINTS = 20_000
 
-__all__ = ("error_against_bound", "weights")
+# Cells by 2 asked + applied: told apart in grey as well, and by those who see no red beside green.
+CELLS = {
+    "masked": "#ffffff",
+    "takes part, though masked": "#d55e00",
+    "left out, though asked for": "#111111",
+    "takes part": "#9ecae1",
+}
+
+__all__ = ("applied_mask", "error_against_bound", "weights")
 
 
 @quiet
@@ -146,6 +155,69 @@ def weights(
         image = ax.imshow(np.log10(P), vmin=-5, vmax=0, cmap="magma", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="log10 weight", extend="min")
     ax.set(xlabel="key", ylabel="query")
+    return ax
+
+
+def applied_mask(readings: Readings, *, head: int = 0, ax: Any = None) -> Any:
+    """Picture of the mask that a kernel applied beside the one that it was asked for, queries downwards.
+
+        asked and applied | asked, not applied | applied, not asked | neither
+
+    Parameters
+    ----------
+    readings : Readings
+        What `refattn.testing.probe` read.
+    head : int, default 0
+        The query head to draw.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; default a new figure's axes.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes; each of the four kinds of cells has its colour, and a legend says how many there are.
+
+    Raises
+    ------
+    TypeError
+        If `readings` is something else.
+    ValueError
+        If the masks agree in all that was read, so that there is none to draw, or there is no such head.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import refattn as ra
+    >>> from refattn import masks
+    >>> from refattn.analysis import pictures
+    >>> from refattn.testing import KernelSpec, probe
+    >>> def kernel(query, key, value):
+    ...     return ra.attention(query, key, value, mask=masks.causal("upper_left"))
+    >>> spec = KernelSpec(kernel, computes={"mask": masks.causal("lower_right")}, dims=(16,), lengths=((5, 9),))
+    >>> ax = pictures.applied_mask(probe(spec, quick=True))
+    """
+    if not isinstance(readings, Readings):
+        raise TypeError(f"applied_mask: readings must be a Readings; got {type(readings).__name__}.")
+    asked, applied = readings.asked_mask, readings.applied_mask
+    if asked is None or applied is None:
+        raise ValueError("applied_mask: readings must have a mask that differs from the one asked for; got none.")
+    if not 0 <= head < len(asked):
+        raise ValueError(f"applied_mask: head must be from 0 to {len(asked) - 1}; got {head}.")
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    ax = _axes(ax)
+    kinds = 2 * asked[head] + applied[head]
+    ax.imshow(kinds, vmin=0, vmax=3, cmap=ListedColormap(list(CELLS.values())), interpolation="nearest")
+    counts = np.bincount(kinds.ravel(), minlength=len(CELLS))
+    handles = [
+        Patch(facecolor=colour, edgecolor="black", label=f"{name} ({count:,})")
+        for (name, colour), count in zip(CELLS.items(), counts, strict=True)
+        if count
+    ]
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+    ax.set(xlabel="key", ylabel="query", title=f"mask of head {head}")
     return ax
 
 

@@ -49,6 +49,7 @@ def check(
     empty_row: str = "zeros",
     contract: Contract | str | None = None,
     rows: Any = None,
+    statistics: bool = True,
     convention: Convention | None = None,
     mask: Keep = None,
     bias: Add = None,
@@ -98,6 +99,9 @@ def check(
         How many rows to check, or which: their indices along (..., H, L). Default: all while that takes less than
         2e11 multiply-adds, else 4,096: first and last rows, tile edges and turns of the mask in every head, the rest
         random with a fixed seed.
+    statistics : bool, default True
+        Whether errors must also be no larger than random rounding makes them, and have nothing in common that a
+        mistake explains: a scale that is 0.2 % off, a key that is lost. Only for float32 accumulators, without dropout.
     convention : Convention, optional
         What `refattn.conventions` made of the system's own call: its layout, lse base, empty rows and arguments are
         taken over. An argument given beside it must be the same one.
@@ -107,7 +111,7 @@ def check(
     Returns
     -------
     Verdict
-        `passed`, `budget_used`, the worst element, the wrong rows, and a `text` that says all of it.
+        `passed`, `budget_used`, the worst element, the wrong rows, `effects`, and a `text` that says all of it.
 
     Raises
     ------
@@ -122,6 +126,9 @@ def check(
     A NaN or infinity that the definition calls for (a NaN among the visible values) must be in the output; elsewhere
     it is wrong. Elements about which the bound's theorem claims nothing are counted as not judged; if that is all of
     them, the verdict is not passed.
+
+    The bound of each number is proven. What `statistics` adds rests on a model of rounding errors and takes one
+    chance in 10^8 of a false alarm: sections 6 and 7 of the page below.
 
     With any of the four tables each sequence is a problem with its own L and S, in which masks, biases and their
     anchors hold; a `mask` or `bias` that is an array is padded, (..., L, S) of the longest. `rows`, and the rows that
@@ -184,7 +191,7 @@ def check(
         cases = [(call, choose_rows(function, call, rows))]
     numerics = resolve(contract, dtype_name(result))
     terms = Terms(numerics, CAPABILITIES.bound, LSE_BASES[words["lse_base"]], EMPTY_ROWS[words["empty_row"]])
-    verdict = verdict_of(cases, terms, result, logs)
+    verdict = verdict_of(cases, terms, result, logs, statistics=statistics)
     if held is None:
         return verdict
     return sequences.told(function, verdict, held, sequences.arguments_of(function, held, given), terms, result)

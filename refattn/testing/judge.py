@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -88,9 +88,17 @@ class Right(NamedTuple):
     output_bound: Floats
     lse_bound: Floats
     overflows: npt.NDArray[np.bool_]
+    problem: Problem
+    natural: bool
 
 
-def parts(call: Call, rows: Rows, terms: Terms, output: Any, lse: Any) -> Iterator[Part]:
+class Watch(Protocol):
+    """Who looks at each part as it is judged."""
+
+    def add(self, part: Part, right: Right) -> None: ...
+
+
+def parts(call: Call, rows: Rows, terms: Terms, output: Any, lse: Any, watch: Watch | None = None) -> Iterator[Part]:
     """Judge the chosen rows of an output (..., H, L, Ev) and log-sum-exp (..., H, L) or None."""
     for index, positions, operands in slabs(call, rows):
         right = right_values(operands, positions, terms)
@@ -99,7 +107,10 @@ def parts(call: Call, rows: Rows, terms: Terms, output: Any, lse: Any) -> Iterat
         if lse is not None:
             natural = lse[index][positions].astype(np.float64) * terms.lse_factor
             logs = compare(natural, right.lse, right.lse_bound, right.overflows)
-        yield Part(index, positions, answer, logs)
+        part = Part(index, positions, answer, logs)
+        if watch is not None:
+            watch.add(part, right)
+        yield part
 
 
 def slabs(call: Call, rows: Rows) -> Iterator[tuple[tuple[int, ...], Ints, Operands]]:
@@ -125,7 +136,8 @@ def right_values(operands: Operands, rows: Ints, terms: Terms) -> Right:
     Q, K, V, score = operands
     output, lse, *radii = _exact(operands, rows)
     assert terms.bound is not None
-    bound = terms.bound(terms.contract, Problem(Q, cast(Any, K), cast(Any, V), score, rows, output, lse, *radii))
+    problem = Problem(Q, cast(Any, K), cast(Any, V), score, rows, output, lse, *radii)
+    bound = terms.bound(terms.contract, problem)
     output_bound, lse_bound = np.array(bound.output), np.array(bound.lse)
     if terms.lse_factor != 1.0:
         # The kernel's last product, by log2(e), and its storing happen to the number in the other base.
@@ -139,7 +151,7 @@ def right_values(operands: Operands, rows: Ints, terms: Terms) -> Right:
         lse[empty], lse_bound[empty] = 0.0, math.inf
     else:
         output[empty], output_bound[empty], lse_bound[empty] = terms.empty_row, 0.0, 0.0
-    return Right(output, lse, output_bound, lse_bound, overflows)
+    return Right(output, lse, output_bound, lse_bound, overflows, problem, terms.lse_factor == 1.0)
 
 
 def _exact(operands: Operands, rows: Ints) -> tuple[Floats, Floats, Floats, Floats]:

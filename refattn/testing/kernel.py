@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,10 @@ import numpy as np
 
 from refattn._core.arrays import dtype_name
 from refattn._core.checks import check_flag, check_integer
+from refattn.testing.diagnosis import diagnose
+from refattn.testing.explanation import Explanation
+from refattn.testing.fitting import Sample
+from refattn.testing.probes import Readings, probe
 from refattn.testing.problems import Inputs, NotRun, inputs, plan
 from refattn.testing.report import CheckResult, Finding, Report, counted
 from refattn.testing.running import run
@@ -17,13 +22,19 @@ from refattn.testing.spec import KernelSpec
 # Wrong problems of a check that symptoms are looked for in.
 EXPLAINED = 4
 
+# Runs that bugs are held against, the smallest of all that were kept.
+MOST_SAMPLES = 6
+
+PROBES = "probes"
 WRONG_VALUES = "wrong values"
 # Kind of a fault, and what tells faults of one kind apart: wrong values by their check, others by what was done.
 Key = tuple[str, str]
 
 
-def check_kernel(spec: KernelSpec, *, quick: bool = False, seed: int = 0) -> Report:
-    """Run a kernel on drawn and real inputs, and judge all that it returns.
+def check_kernel(
+    spec: KernelSpec, *, quick: bool = False, seed: int = 0, progress: Callable[[str], None] | None = None
+) -> Report:
+    """Run a kernel on probes, drawn and real inputs, judge all that it returns, and say what is wrong with it.
 
         |output - exact| <= bound(contract, inputs)    for every element, on every input
 
@@ -35,11 +46,13 @@ def check_kernel(spec: KernelSpec, *, quick: bool = False, seed: int = 0) -> Rep
         Run two shapes for each input law and one for each argument, instead of all and every third.
     seed : int, default 0
         Seed of the drawn inputs. Two reports of one seed are the same.
+    progress : callable, optional
+        Called with a line of text when a check begins: ``print``.
 
     Returns
     -------
     Report
-        `passed`, the `findings`, every check with its share of the budget, and a `text`.
+        `passed`, the `diagnosis`, the `findings`, every check with its share of the budget, and a `text`.
 
     Raises
     ------
@@ -50,9 +63,11 @@ def check_kernel(spec: KernelSpec, *, quick: bool = False, seed: int = 0) -> Rep
 
     Notes
     -----
-    Input laws: "normal"; "peaked" (queries times 4); "offset" (values plus 4); "rising" (scores that rise along the
-    keys, so that each tile brings a new maximum); "coded" (each query aims at one key, so that a lost or misplaced key
-    is lost whole); and "smollm2", captured from a model. Each runs at all `lengths`, `dims` and `batch` of the spec.
+    The probes come first: inputs on which a right kernel's numbers are known without a tolerance, and a wrong one's
+    tell what it did (`probe`). Then input laws: "normal"; "peaked" (queries times 4); "offset" (values plus 4);
+    "rising" (scores that rise along the keys, so that each tile brings a new maximum); "coded" (each query aims at one
+    key, so that a lost or misplaced key is lost whole); and "smollm2", captured from a model. Each runs at all
+    `lengths`, `dims` and `batch` of the spec.
     Then each accepted argument is varied by itself, and each accepted table by what it is for (see `KernelSpec`). A
     check that is not run is listed with its reason.
 
@@ -71,18 +86,26 @@ def check_kernel(spec: KernelSpec, *, quick: bool = False, seed: int = 0) -> Rep
         raise TypeError(f"check_kernel: spec must be a KernelSpec; got {type(spec).__name__}.")
     quick = check_flag("check_kernel", "quick", quick)
     seed = check_integer("check_kernel", "seed", seed)
+    say = _quietly if progress is None else progress
+    say(PROBES)
+    readings = probe(spec, quick=quick)
     tallies: dict[str, _Tally] = {}
     skipped: list[CheckResult] = []
     order: list[str] = []
     for item in plan(spec, quick=quick, seed=seed):
         if item.check not in order:
             order.append(item.check)
+            say(item.check)
         if isinstance(item, NotRun):
             skipped.append(CheckResult(item.check, "not run", item.reason))
         else:
             tally = tallies.setdefault(item.check, _Tally(item.check))
             tally.add(spec, inputs(spec, item), {"law": item.law, "seed": list(item.seed)})
-    return _report(spec, tallies, {result.name: result for result in skipped}, order, seed)
+    return _report(spec, tallies, {result.name: result for result in skipped}, order, seed, readings)
+
+
+def _quietly(line: str) -> None:
+    """Show no progress."""
 
 
 def check_inputs(spec: KernelSpec, given: Inputs, source: str) -> Report:
@@ -93,10 +116,19 @@ def check_inputs(spec: KernelSpec, given: Inputs, source: str) -> Report:
 
 
 def _report(
-    spec: KernelSpec, tallies: dict[str, _Tally], results: dict[str, CheckResult], order: list[str], seed: int | None
+    spec: KernelSpec,
+    tallies: dict[str, _Tally],
+    results: dict[str, CheckResult],
+    order: list[str],
+    seed: int | None,
+    readings: Readings | None = None,
 ) -> Report:
     """The report on what was run."""
     findings: dict[Key, Finding] = {}
+    if readings is not None:
+        results[PROBES], found = _of_probes(readings, spec.expected_failures.get(PROBES))
+        order = [PROBES, *order]
+        findings.update(found)
     for name, tally in tallies.items():
         results[name], found = tally.result(spec.expected_failures.get(name))
         for key, finding in found:
@@ -108,6 +140,44 @@ def _report(
         kernel=spec.name,
         contract=spec.numerics().describe(),
         seed=seed,
+        diagnosis=_diagnosis(list(findings.values()), tallies, readings),
+    )
+
+
+def _of_probes(readings: Readings, expected: str | None) -> tuple[CheckResult, list[tuple[Key, Finding]]]:
+    """The line of the probes, and what they found."""
+    calls = readings.calls
+    if not readings.calls:
+        reason = "; ".join(f"{name}: {why}" for name, why in readings.skipped)
+        return CheckResult(PROBES, "not run", reason), []
+    if readings.passed and expected is not None:
+        reason = f"was expected to fail ({expected}), but every probe reads right"
+        kind = "expected failure passed"
+        found = Finding(PROBES, kind, reason, {}, readings.calls, (PROBES,))
+        return CheckResult(PROBES, "WRONG", reason, calls), [((kind, PROBES), found)]
+    if readings.passed:
+        return CheckResult(PROBES, "right", "", calls), []
+    if expected is not None:
+        return CheckResult(PROBES, "expected failure", expected, calls, 1), []
+    text = "\n".join(explanation.text for explanation in readings.explanations)
+    found = Finding(PROBES, "probe", text, {}, 1, (PROBES,))
+    return CheckResult(PROBES, "WRONG", "", calls, 1), [(("probe", PROBES), found)]
+
+
+def _diagnosis(
+    findings: list[Finding], tallies: dict[str, _Tally], readings: Readings | None
+) -> tuple[Explanation, ...]:
+    """What explains the findings."""
+    if not findings:
+        return ()
+    shown = {check for finding in findings for check in finding.checks}
+    samples = [sample for name, tally in tallies.items() if name in shown for sample in tally.samples]
+    samples = sorted(samples, key=lambda sample: sample.problem.query.size * sample.problem.key.shape[2])[:MOST_SAMPLES]
+    measured = [x for name, tally in tallies.items() if name in shown for x in tally.measured]
+    return diagnose(
+        samples,
+        read=readings.explanations if readings is not None and PROBES in shown else (),
+        measured=sorted(measured, key=lambda explanation: -explanation.strength),
     )
 
 
@@ -138,11 +208,16 @@ class _Tally:
     budget_used: float | None = None
     lse_budget_used: float | None = None
     seen: dict[Key, _Seen] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    measured: list[Explanation] = field(default_factory=list)
 
     def add(self, spec: KernelSpec, given: Inputs, source: dict[str, Any]) -> None:
         """Run one problem."""
-        wrong = self.seen.get((WRONG_VALUES, self.check))
-        verdict, faults = run(spec, given, explain=wrong is None or wrong.problems < EXPLAINED)
+        seen = self.seen.get((WRONG_VALUES, self.check))
+        explain = seen is None or seen.problems < EXPLAINED
+        verdict, faults, sample = run(spec, given, explain=explain, keep=self.check if explain else None)
+        if sample is not None:
+            self.samples.append(sample)
         self.problems += 1
         about = {**_told(given), **source}
         size = int(np.prod(given.query.shape[:-1])) * given.key.shape[-2]
@@ -151,21 +226,23 @@ class _Tally:
         if verdict is None:
             self.failed += 1
             return
-        judged = verdict.passed or len(verdict.wrong_rows) > 0
+        wrong = len(verdict.wrong_rows) > 0 or len(verdict.effects) > 0
+        judged = verdict.passed or wrong
         self.judged += judged
         self.unjudged += not judged
         if judged:
             self.budget_used = max(self.budget_used or 0.0, verdict.budget_used)
             if verdict.lse_budget_used is not None:
                 self.lse_budget_used = max(self.lse_budget_used or 0.0, verdict.lse_budget_used)
-        if judged and not verdict.passed:
+        self.measured += [effect.explanation for effect in verdict.effects]
+        if wrong:
             self._keep(
                 (WRONG_VALUES, self.check),
                 "\n".join(verdict.lines(contract=False)),
                 about,
                 (not verdict.symptoms, size),
             )
-        self.failed += bool(faults) or len(verdict.wrong_rows) > 0
+        self.failed += bool(faults) or wrong
 
     def _keep(self, key: Key, text: str, problem: dict[str, Any], rank: tuple[bool, int]) -> None:
         """Count a fault; of its problems the one that a symptom explains, and then the smallest, is shown."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from refattn.testing.explanation import Explanation
 from refattn.testing.verdict import plain, share_text
 
 MOST_LINES = 60
@@ -22,7 +23,7 @@ class Finding:
     ----------
     check : str
         The check that found it.
-    kind : {"wrong values", "raised", "returned", "changed its inputs", "expected failure passed"}
+    kind : {"wrong values", "probe", "raised", "returned", "changed its inputs", "expected failure passed"}
         What sort of thing it is.
     text : str
         What is wrong, in a line or several.
@@ -89,8 +90,8 @@ class Report:
         The numerics it was held to, in words.
     seed : int or None
         The seed that the inputs were drawn with; None where they were given.
-    diagnosis : tuple
-        Empty: what ranks explanations of the findings comes later.
+    diagnosis : tuple of Explanation
+        What explains the findings, the most telling first; empty where there are none, or none has wrong values.
     """
 
     passed: bool
@@ -99,7 +100,7 @@ class Report:
     kernel: str
     contract: str
     seed: int | None
-    diagnosis: tuple[Any, ...] = ()
+    diagnosis: tuple[Explanation, ...] = ()
 
     @property
     def text(self) -> str:
@@ -113,6 +114,7 @@ class Report:
         lines = [
             f"{'right' if self.passed else 'WRONG'}: {self.kernel}: {count}, {counted(problems)}{seed}",
             f"  contract: {self.contract}",
+            *_diagnosis_lines(self.diagnosis),
             "checks",
             *(f"  {check.name:<13} {_outcome(check)}" for check in self.checks),
         ]
@@ -137,6 +139,19 @@ class Report:
             An object with the report's fields; numbers that are not finite are the strings "inf", "-inf" and "nan".
         """
         return json.dumps(plain(self), indent=1)
+
+
+def _diagnosis_lines(diagnosis: tuple[Explanation, ...]) -> Iterator[str]:
+    """What is wrong: the first explanations, and where others met the first."""
+    if diagnosis:
+        yield "what is wrong"
+    for number, explanation in enumerate(diagnosis[:IN_FULL]):
+        yield f"  {number + 1}. {explanation.name}" + (f" [{explanation.bug}]" if explanation.bug else "")
+        seen = f"; seen in {', '.join(explanation.links[:3])}" if explanation.links else ""
+        told = {"where": explanation.where, "effect": explanation.effect, "by": explanation.instrument + seen}
+        yield from (f"     {name}: {x}" for name, x in told.items() if x)
+    if len(diagnosis) > IN_FULL:
+        yield f"  ... and {len(diagnosis) - IN_FULL} more: see diagnosis"
 
 
 def counted(problems: int) -> str:

@@ -17,6 +17,7 @@ from refattn.testing import symptoms
 from refattn.testing.judge import Part, Terms, parts
 from refattn.testing.sampling import Rows
 from refattn.testing.verdict import Tally, Verdict
+from refattn.testing.watching import Statistics
 
 # Parts with wrong rows that are kept for the search for symptoms.
 MOST_PARTS = 64
@@ -33,17 +34,20 @@ def verdict_of(
     lse: npt.NDArray[Any] | None,
     *,
     explain: bool = True,
+    statistics: bool = False,
 ) -> Verdict:
     """Judge chosen rows of a result whose shapes were checked; where they are wrong, look for what fits.
 
-    There are several calls where each entry of a batch is a problem of its own.
+    There are several calls where each entry of a batch is a problem of its own. `statistics` adds what the errors are
+    together to what each is on its own.
     """
     axes = output.ndim - 1
     of_output, of_lse = Tally(axes, output.shape[-1]), Tally(axes, 0)
     found: list[tuple[Call, list[Part]]] = []
+    watch = Statistics(terms.contract, cases) if statistics else None
     for call, rows in cases:
         wrong: list[Part] = []
-        for part in parts(call, rows, terms, output, lse):
+        for part in parts(call, rows, terms, output, lse, None if watch is None else watch.of(call)):
             rows_wrong = of_output.add(part.index, part.rows, part.output)
             if part.lse is not None:
                 rows_wrong = rows_wrong | of_lse.add(part.index, part.rows, part.lse)
@@ -54,7 +58,8 @@ def verdict_of(
             found.append((call, symptoms.pick(wrong)))
     elements = of_output.elements + of_lse.elements
     judged = elements - of_output.not_judged - of_lse.not_judged
-    passed = not found and (judged > 0 or elements == 0)
+    effects = () if watch is None else watch.effects(proven=not found)
+    passed = not found and not effects and (judged > 0 or elements == 0)
     explain = explain and bool(found)
     return Verdict(
         passed=passed,
@@ -73,6 +78,8 @@ def verdict_of(
         symptoms=_symptoms(found, terms) if explain else (),
         passes_under=_passes_under(found, cases, terms, output, lse) if explain else None,
         notes=_notes(terms.contract, output),
+        effects=effects,
+        statistical_budget_used=None if watch is None else watch.budget_used,
     )
 
 

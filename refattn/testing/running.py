@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from refattn import layouts
 from refattn._call import Call, prepare
-from refattn._core.arrays import Array, dtype_name, from_numpy, is_array, library_of, to_numpy
-from refattn.testing import sequences
+from refattn._core.arrays import Array, dtype_name, from_numpy, is_array, library_of, quiet, to_numpy
+from refattn.contract.formats import unit
+from refattn.testing import bugs, sequences
 from refattn.testing.batches import stored
 from refattn.testing.checking import LSE_BASES
-from refattn.testing.judge import Terms
+from refattn.testing.fitting import Sample
+from refattn.testing.judge import Terms, parts
 from refattn.testing.problems import Inputs
 from refattn.testing.ruling import verdict_of
 from refattn.testing.sampling import SAMPLE, Rows, choose_rows, work
@@ -26,6 +28,8 @@ from refattn.testing.verdict import Verdict
 
 # Multiply-adds up to which all rows of one problem among many are checked.
 MOST_WORK = 4e9
+# Wrong rows of a run that are kept for the diagnosis, and as many others.
+KEPT = 24
 
 FUNCTION = "check_kernel"
 OPERANDS = ("query", "key", "value")
@@ -40,14 +44,18 @@ class Fault(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of one run."""
+    """What came of one run, and rows of a wrong one, for the diagnosis."""
 
     verdict: Verdict | None
     faults: tuple[Fault, ...]
+    sample: Sample | None = None
 
 
-def run(spec: KernelSpec, given: Inputs, *, explain: bool = True) -> Outcome:
-    """Call the kernel on fresh copies, and judge what it returns; look for symptoms where asked to."""
+def run(spec: KernelSpec, given: Inputs, *, explain: bool = True, keep: str | None = None) -> Outcome:
+    """Call the kernel on fresh copies, and judge what it returns; look for symptoms where asked to.
+
+    `keep` is the name of a check for which rows of a wrong result are kept.
+    """
     call = None if given.batch is not None else prepared(spec, given)
     handed = _handed(spec, given)
     moved, result = _called(spec, given, handed)
@@ -68,12 +76,13 @@ def run(spec: KernelSpec, given: Inputs, *, explain: bool = True) -> Outcome:
     terms = Terms(contract, bound, LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"])
     if call is not None:
         output, lse = _logical(spec, _sequences(spec, given), host)
-        return Outcome(verdict_of([(call, _rows(call))], terms, output, lse, explain=explain), tuple(faults))
+        verdict = verdict_of([(call, _rows(call))], terms, output, lse, explain=explain, statistics=True)
+        return Outcome(verdict, tuple(faults), _kept(spec, given, host, terms, verdict, keep))
     verdict = _of_sequences(spec, given, host, terms, explain=explain)
     if explain and not verdict.passed and not np.isfinite(host[0].astype(np.float64)).all():
         notes = _read_from(spec, given, terms)
         verdict = replace(verdict, notes=(*verdict.notes, *notes))
-    return Outcome(verdict, tuple(faults))
+    return Outcome(verdict, tuple(faults), _kept(spec, given, host, terms, verdict, keep))
 
 
 def _called(spec: KernelSpec, given: Inputs, handed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, Array], Any]:
@@ -92,15 +101,57 @@ def _of_sequences(
 ) -> Verdict:
     """The verdict on what the kernel returned for sequences, each a problem of its own."""
     held = _sequences(spec, given)
-    varied = sequences.arguments_of(FUNCTION, held, given.arguments)
-
-    def arguments(b: int, l: int, s: int) -> dict[str, Any]:
-        return {**varied(b, l, s), **spec.arguments(l, s)}
-
+    arguments = _arguments(spec, given, held)
     output, lse = _logical(spec, held, host)
     cases = sequences.chosen(FUNCTION, held, arguments, most=MOST_WORK)
-    verdict = verdict_of(cases, terms, output, lse, explain=explain)
+    verdict = verdict_of(cases, terms, output, lse, explain=explain, statistics=True)
     return sequences.told(FUNCTION, verdict, held, arguments, terms, output, explain=explain)
+
+
+def _arguments(spec: KernelSpec, given: Inputs, held: Sequences) -> sequences.Arguments:
+    """Keyword arguments of each sequence: those that were varied, and those that the kernel always computes with."""
+    varied = sequences.arguments_of(FUNCTION, held, given.arguments)
+    return lambda b, l, s: {**varied(b, l, s), **spec.arguments(l, s)}
+
+
+@quiet
+def _kept(
+    spec: KernelSpec, given: Inputs, host: list[npt.NDArray[Any]], terms: Terms, verdict: Verdict, check: str | None
+) -> Sample | None:
+    """Wrong rows and others of a wrong result, judged, and the problem that bugs are computed on."""
+    told = len(verdict.wrong_rows) > 0 or len(verdict.effects) > 0
+    if check is None or not told:
+        return None
+    held = _sequences(spec, given)
+    output, lse = _logical(spec, held, host)
+    rows = _of_interest(verdict, held)
+    if given.batch is None:
+        call = prepared(spec, given)
+        cases = [(call, choose_rows(FUNCTION, call, rows))]
+        problem = bugs.Problem.of(call)
+    else:
+        arguments = _arguments(spec, given, held)
+        cases = sequences.chosen(FUNCTION, held, arguments, rows)
+        problem = bugs.Problem.of_inputs(given, page_size=held.page_size)
+    judged = tuple(part for call, chosen in cases for part in parts(call, chosen, terms, output, lse))
+    contract = terms.contract
+    formats = (contract.probabilities, contract.output, contract.accumulator)
+    bounds = np.concatenate([part.output.bound.ravel() for part in judged])
+    widest = float(np.max(bounds, where=np.isfinite(bounds), initial=0.0))
+    return Sample(problem, judged, check, max(map(unit, formats)), widest)
+
+
+def _of_interest(verdict: Verdict, held: Sequences) -> npt.NDArray[np.int64]:
+    """Wrong rows, evenly, and as many at random, by batch entry, head and row of the sequence."""
+    rng = np.random.default_rng(0)
+    found = []
+    if len(verdict.wrong_rows):
+        found.append(verdict.wrong_rows[np.unique(np.linspace(0, len(verdict.wrong_rows) - 1, KEPT).astype(int))])
+    (with_queries,) = np.nonzero(held.queries)
+    entries = rng.choice(with_queries, KEPT)
+    heads = rng.integers(held.query.shape[1], size=KEPT)
+    found.append(np.stack([entries, heads, rng.integers(held.queries[entries])], axis=1))
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def _read_from(spec: KernelSpec, given: Inputs, terms: Terms) -> tuple[str, ...]:

@@ -20,7 +20,14 @@ DROPOUT = ("dropout_mask", "dropout_p")
 TABLES = ("block_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
 STORAGE = ("descale", *TABLES)
 LAWS = ("normal", "peaked", "offset", "rising", "coded")
-CHECKS = (*LAWS, "smollm2", *ARGUMENTS, "dropout_mask", "empty_rows", "gradients", *STORAGE)
+# Checks of check_kernel, and those of laws, which are functions in refattn.testing.laws.
+LAW_CHECKS = (
+    "check_forward", "check_lse", "check_tile_edges", "check_layouts", "check_empty_rows", "check_causality",
+    "check_masked_nan", "check_key_permutation", "check_head_independence", "check_batch_independence",
+    "check_nan_containment", "check_value_linearity", "check_split_merge", "check_strides", "check_determinism",
+    "check_inputs_untouched",
+)  # fmt: skip
+CHECKS = (*LAWS, "smollm2", *ARGUMENTS, "dropout_mask", "empty_rows", "gradients", *STORAGE, *LAW_CHECKS)
 
 LAYOUTS = ORDERS
 LIBRARIES = ("numpy", "torch", "jax", "cupy")
@@ -78,7 +85,8 @@ class KernelSpec:
         ``backward(grad_output, query, key, value, output, lse, **accepted)``, returning the gradients. It is kept and
         listed as not run: gradients are not judged yet.
     expected_failures : mapping of str to str, optional
-        Reasons by name of check. An expected failure is listed and no finding; one that passes is a finding.
+        Reasons by name of check, of `check_kernel` or of ``refattn.testing.laws``. An expected failure is listed and no
+        finding; one that passes is a finding.
 
     Raises
     ------

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn.contract import Contract
+from refattn.testing.effects import Effect
 
 Ints = npt.NDArray[np.int64]
 
@@ -49,7 +50,8 @@ class Verdict:
     Parameters
     ----------
     passed : bool
-        Whether every number that was judged lies within its bound, and at least one was judged.
+        Whether every number that was judged lies within its bound, at least one was judged, and the errors together
+        are no more than rounding explains.
     budget_used : float
         Largest |error| / bound of the output; above 1 is wrong, inf is a NaN, an infinity or any error where the
         bound is 0.
@@ -77,6 +79,10 @@ class Verdict:
         What else was seen.
     entry : str
         What an entry of the batch is called: "batch", or "sequence" where each has its own L and S.
+    effects : tuple of Effect
+        What the errors have in common that the contract does not explain, strongest first.
+    statistical_budget_used : float or None
+        Largest |error| over what rounding explains, where the model makes a claim; None where it makes none.
     """
 
     passed: bool
@@ -96,6 +102,8 @@ class Verdict:
     passes_under: str | None = None
     notes: tuple[str, ...] = ()
     entry: str = "batch"
+    effects: tuple[Effect, ...] = ()
+    statistical_budget_used: float | None = None
 
     @property
     def text(self) -> str:
@@ -130,7 +138,7 @@ class Verdict:
             The lines.
         """
         under = f"; under {self.contract.describe()}" if contract else ""
-        word = "right" if self.passed else "WRONG" if len(self.wrong_rows) else "not judged"
+        word = "right" if self.passed else "WRONG" if len(self.wrong_rows) or self.effects else "not judged"
         found = [f"{word}: {self._headline()}{under}"]
         for name, element, used in (
             ("output", self.worst, self.budget_used),
@@ -140,6 +148,7 @@ class Verdict:
                 found.append(f"  {name}: {_worst(element, used, name, self.entry)}")
         if len(self.wrong_rows):
             found.append(f"  where: {self._where()}")
+        found += [f"  effect: {effect.text} ({effect.where})" for effect in self.effects]
         found += [f"  symptom: {symptom}" for symptom in self.symptoms]
         if self.passes_under is not None:
             found.append(f"  passes under contract {self.passes_under}: declare it if the kernel stores its scores")
@@ -156,6 +165,11 @@ class Verdict:
         rows = f"all {self.rows:,} rows" if every else f"{self.rows_checked:,} of {self.rows:,} rows"
         if self.passed:
             return f"{rows} are within the bound; budget used: {self._budgets()}"
+        if self.effects and not len(self.wrong_rows):
+            return (
+                f"{rows} are within the bound, but their errors are not those of rounding; budget used: "
+                f"{self._budgets()}"
+            )
         if not len(self.wrong_rows):
             return f"of {rows} nothing is proved, so they do not pass"
         wrong = f"{len(self.wrong_rows):,} wrong among {rows}"

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import refattn as ra
+from refattn import masks
 from refattn.analysis import pictures
+from refattn.testing import KernelSpec, Readings, probe
 from tests import oracle
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -89,3 +91,33 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ImportError) as caught:
         pictures.weights(*inputs()[:2], head=(0, 0))
     assert str(caught.value) == 'pictures need matplotlib, which is not installed: pip install "refattn[plot]".'
+
+
+def test_every_cell_of_a_wrong_mask_has_its_colour() -> None:
+    def kernel(query: Any, key: Any, value: Any) -> Any:
+        return ra.attention(query, key, value, mask=masks.causal("upper_left"))
+
+    spec = KernelSpec(kernel, computes={"mask": masks.causal("lower_right")}, dims=(16,), lengths=((20, 33),))
+    ax = pictures.applied_mask(probe(spec, quick=True), head=1)
+    asked, applied = (masks.causal(anchor).dense(20, 33) for anchor in ("lower_right", "upper_left"))
+    assert np.array_equal(ax.images[0].get_array(), 2 * asked + applied)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == [f"masked ({(~asked).sum()})", "left out, though asked for (260)", f"takes part ({applied.sum()})"]
+
+
+@pytest.mark.parametrize(
+    ("readings", "head", "error", "text"),
+    [
+        (3, 0, TypeError, "applied_mask: readings must be a Readings; got int."),
+        (Readings(), 0, ValueError, "must have a mask that differs from the one asked for; got none."),
+        (
+            Readings(applied_mask=np.ones((2, 3, 3), bool), asked_mask=np.zeros((2, 3, 3), bool)),
+            2,
+            ValueError,
+            "applied_mask: head must be from 0 to 1; got 2.",
+        ),
+    ],
+)
+def test_what_has_no_picture_is_refused(readings: Any, head: int, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        pictures.applied_mask(readings, head=head)

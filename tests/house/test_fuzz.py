@@ -195,11 +195,12 @@ def test_the_mixtures_are_mixed(function: str) -> None:
 
 @pytest.mark.parametrize("function", [*GRADIENTS, "attention_scores"])
 def test_the_mixtures_are_moderate_often_enough(function: str) -> None:
-    # Where nothing can overflow, no NaN is let through: that must not be a rare case.
+    # Where nothing can overflow, no NaN is let through: that must not be a rare case. What is drawn depends on the
+    # constants in all modules that are loaded, so that the counts differ from run to run.
     became: Counter[str] = Counter()
 
     @given(call=mixtures.calls(function))
-    @settings(max_examples=100, derandomize=True, database=None)
+    @settings(max_examples=150, derandomize=True, database=None)
     def run(call: dict[str, Any]) -> None:
         arguments = mixtures.given_arguments(call)
         got = result_or_message(function, lambda: getattr(ra, function)(**arguments))

@@ -15,6 +15,8 @@ from refattn.testing import KernelSpec, Report, check_kernel, problems
 from refattn.testing.spec import ARGUMENTS, LAWS
 from tests.testing.kernels import MISTAKES, TILE, output_of, tiled
 
+pytestmark = pytest.mark.usefixtures("without_probes")
+
 LOWER = {"mask": masks.causal(anchor="lower_right")}
 # Short of a tile, a tile, past it, and both lengths at odds.
 LENGTHS = ((1, 33), (16, 16), (31, 65), (64, 64))
@@ -127,6 +129,7 @@ def test_what_is_not_run_is_listed_with_its_reason() -> None:
     )
     told = {check.name: check.reason for check in check_kernel(spec, quick=True).checks if check.outcome == "not run"}
     assert told == {
+        "probes": "",
         "smollm2": "its heads have E = Ev = 64, which dims does not name",
         "mask": "function does not accept mask; all checks compute with it",
         **{name: f"function does not accept {name}" for name in (*ARGUMENTS, "dropout_mask") if name != "mask"},

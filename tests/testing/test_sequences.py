@@ -18,6 +18,8 @@ from refattn.testing.stored import check_file
 from tests.messages import assert_raises
 from tests.testing.stored_kernels import PAGED, RAGGED, paged, ragged
 
+pytestmark = pytest.mark.usefixtures("without_probes")
+
 LOWER = {"mask": masks.causal(anchor="lower_right")}
 LENGTHS = ((1, 33), (16, 16), (31, 65))
 FIELDS: dict[str, Any] = {

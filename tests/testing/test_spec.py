@@ -10,11 +10,15 @@ import pytest
 import refattn as ra
 from refattn import masks
 from refattn.testing import KernelSpec
+from refattn.testing.spec import LAW_CHECKS
 
 STORAGE = "descale, block_table, cu_seqlens_q, cu_seqlens_k, seqused_k"
 ACCEPTED = f"mask, bias, is_causal, scale, softcap, sinks, dropout_mask, dropout_p, {STORAGE}"
 LAWS = "normal, peaked, offset, rising, coded, smollm2"
-NAMES = f"{LAWS}, mask, bias, is_causal, scale, softcap, sinks, dropout_mask, empty_rows, gradients, {STORAGE}"
+NAMES = (
+    f"{LAWS}, mask, bias, is_causal, scale, softcap, sinks, dropout_mask, empty_rows, gradients, {STORAGE}, "
+    f"{', '.join(LAW_CHECKS)}"
+)
 
 
 def kernel(query: Any, key: Any, value: Any) -> Any:

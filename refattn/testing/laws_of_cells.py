@@ -1,0 +1,179 @@
+"""Laws of what a row is made of: the keys that it sees, their order, their values, and their parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refattn._core.arrays import quiet, round_to
+from refattn.contract.formats import FORMATS, unit
+from refattn.testing.cases import limits, operand_dtypes
+from refattn.testing.cutting import cut
+from refattn.testing.laws_of_calls import random_of
+from refattn.testing.observing import (
+    NotApplicable,
+    Right,
+    Seen,
+    hold,
+    hold_results,
+    observe,
+    right_values,
+    visible,
+)
+from refattn.testing.problems import Inputs
+from refattn.testing.spec import KernelSpec
+from refattn.testing.stating import free, law, masked, masking, without
+
+CELLS = ("mask", "bias", "dropout_mask")
+
+
+def _unseen(spec: KernelSpec, given: Inputs) -> tuple[int, npt.NDArray[np.bool_]]:
+    """The first of the last keys that many rows (B, H, L) do not see, and these rows."""
+    seen = visible(spec, given)
+    S = seen.shape[-1]
+    last = np.where(seen.any(axis=-1), S - 1 - np.argmax(seen[..., ::-1], axis=-1), -1)
+    blind = np.array([np.count_nonzero(last < t) for t in range(S)]) * (S - np.arange(S))
+    if not S or not blind.max():
+        raise NotApplicable("each query of the problem sees the last key")
+    first = int(np.argmax(blind))
+    return first, last < first
+
+
+@quiet
+def _replaced(spec: KernelSpec, given: Inputs, first: int, key: Any, value: Any) -> Inputs:
+    """The problem with other keys and values from one on; None leaves them."""
+    _, of_key, of_value = operand_dtypes(spec)
+    k, v = given.key.copy(), given.value.copy()
+    for x, new, name in ((k, key, of_key), (v, value, of_value)):
+        if new is not None:
+            x[:, :, first:] = round_to(np.broadcast_to(np.float64(new), x[:, :, first:].shape), name, np)
+    return replace(given, key=k, value=v)
+
+
+def _allowance(spec: KernelSpec, given: Inputs) -> Right | None:
+    """How far a row may move by what it does not see: not at all, but where others have a say in what is subtracted."""
+    contract = spec.numerics()
+    return right_values(spec, given) if contract.ahead or contract.lazy else None
+
+
+@law(masking, masked)
+def check_causality(spec: KernelSpec, given: Inputs) -> None:
+    """A row is the same number for number whatever finite keys and values stand where it does not look."""
+    first, rows = _unseen(spec, given)
+    rng = random_of(given)
+    shape = given.key[:, :, first:].shape
+    base, right = observe(spec, given), _allowance(spec, given)
+    for what, key, value in (
+        ("keys", 8.0 * rng.standard_normal(shape), None),
+        ("values", None, 8.0 * rng.standard_normal((*shape[:-1], given.value.shape[-1]))),
+        ("keys and values", 64.0, -64.0),
+    ):
+        other = observe(spec, _replaced(spec, given, first, key, value))
+        changed = f"other {what} from key {first} on, which these rows do not see, change them"
+        hold_results(other, base, right, rows=rows, changed=changed)
+
+
+@law(masking, masked)
+def check_masked_nan(spec: KernelSpec, given: Inputs) -> None:
+    """A row is the same number for number where the keys and values that it does not see are NaN or infinite."""
+    first, rows = _unseen(spec, given)
+    base, right = observe(spec, given), _allowance(spec, given)
+    for word, fill in (("NaN", np.nan), ("inf", np.inf)):
+        for what, key, value in (("keys", fill, None), ("values", None, fill)):
+            other = observe(spec, _replaced(spec, given, first, key, value))
+            changed = f"{word} in the {what} from key {first} on, which these rows do not see, changes them"
+            hold_results(other, base, right, rows=rows, changed=changed)
+
+
+@law(free, without("is_causal"))
+def check_key_permutation(spec: KernelSpec, given: Inputs) -> None:
+    """Keys have no order: moved together with their values and the columns of mask and bias they change nothing."""
+    if "is_causal" in given.arguments:
+        raise NotApplicable("is_causal tells keys apart by place")
+    order = random_of(given).permutation(given.key.shape[2])
+    moved = cut(spec, given, keys=order)
+    base, right = observe(spec, given), right_values(spec, given)
+    hold_results(observe(spec, moved), base, right, changed="the keys in another order change the result")
+
+
+@law()
+def check_value_linearity(spec: KernelSpec, given: Inputs) -> None:
+    """The output is linear in the values: exactly so for a factor of 2, and within the bounds for a sum."""
+    base = observe(spec, given)
+    doubled = round_to(2.0 * given.value.astype(np.float64), operand_dtypes(spec)[2], np)
+    exact = np.array_equal(doubled.astype(np.float64), 2.0 * given.value.astype(np.float64), equal_nan=True)
+    if exact:
+        twice = observe(spec, replace(given, value=doubled))
+        # Below the normal numbers of the output a rounding depends on the exponent, and above the largest it overflows.
+        kept = FORMATS[spec.numerics().output]
+        size = np.abs(base.output)
+        where = (size >= 2.0**kept.min_exponent) & (2 * size <= kept.max / 2)
+        changed = "values that are twice as large do not give exactly twice the output"
+        hold("output", twice.output, 2.0 * base.output, where=where, changed=changed)
+    even = (np.arange(given.value.shape[2]) % 2 == 0)[:, None]
+    zero = np.zeros_like(given.value)
+    parts = [replace(given, value=np.where(chosen, given.value, zero)) for chosen in (even, ~even)]
+    one, other = (observe(spec, part) for part in parts)
+    bound = sum(right_values(spec, part).output_bound for part in (given, *parts))
+    total = one.output + other.output
+    changed = "the outputs for the values at even keys and at odd keys do not add up to that for all"
+    hold("output", base.output, total, bound + 2.0**-52 * np.abs(total), changed=changed)
+
+
+def _splits(spec: KernelSpec) -> str | None:
+    """Why this kernel's results over parts of the keys cannot be merged."""
+    if len(spec.returns) == 1:
+        return "it returns no log-sum-exp"
+    return free(spec)
+
+
+@law(_splits, without("is_causal", "sinks"))
+def check_split_merge(spec: KernelSpec, given: Inputs) -> None:
+    """Results over two parts of the keys, merged by their log-sum-exp, are the result over all of them."""
+    if {"is_causal", "sinks"} & set(given.arguments):
+        raise NotApplicable("a sink, or causality by flag, is not shared out over parts of the keys")
+    L, S = given.query.shape[2], given.key.shape[2]
+    allowed = limits(spec)
+    cuts = [t for t in range(1, S) if allowed.allow(L, t) and allowed.allow(L, S - t)]
+    if not cuts:
+        raise NotApplicable("lengths= allows no parts of the keys of the problem")
+    t = cuts[int(random_of(given).integers(len(cuts)))]
+    parts = [cut(spec, given, keys=keys) for keys in (np.arange(t), np.arange(t, S))]
+    seen, right = [observe(spec, part) for part in parts], [right_values(spec, part) for part in parts]
+    merged, lse, bound, lse_bound = _merged(seen, right)
+    whole = right_values(spec, given)
+    changed = f"the results over keys 0..{t - 1} and {t}..{S - 1}, merged by log-sum-exp, are not that over all"
+    hold("output", merged, whole.output, bound, changed=changed)
+    hold("lse", lse, whole.lse, lse_bound, changed=changed)
+
+
+@quiet
+def _merged(seen: list[Seen], right: list[Right]) -> tuple[Any, Any, Any, Any]:
+    """Output and log-sum-exp of merged parts, and how far those of right kernels may be from the exact ones.
+
+    With log-sum-exps that are off by at most b, the weights w of the parts are off by at most (e^2b - 1) w, and add up
+    to 1 however far they are off: the error is that of the parts, weighted, and (e^2b - 1) w |O_i - O| of what they
+    differ. The last term is the rounding of these very sums.
+    """
+    lse = np.stack([x.lse for x in seen if x.lse is not None])
+    merged_lse = np.logaddexp(*lse)
+    weights = np.where(lse == -np.inf, 0.0, np.exp(lse - merged_lse))[..., None]
+    outputs = np.stack([x.output for x in seen])
+    output = np.sum(np.where(weights == 0, 0.0, weights * outputs), axis=0)
+    expected = np.stack([x.lse for x in right])
+    shares = np.exp(expected - np.logaddexp(*expected))[..., None]
+    shares = np.where(np.isnan(shares), 0.0, shares)
+    values, bounds = np.stack([x.output for x in right]), np.stack([x.output_bound for x in right])
+    off = np.stack([x.lse_bound for x in right]).max(axis=0)
+    grown = np.expm1(2.0 * off)[..., None]
+    mean = np.sum(shares * values, axis=0)
+    bound = np.sum(shares * (1.0 + grown) * bounds + grown * shares * np.abs(values - mean), axis=0)
+    largest = np.where(np.isfinite(expected), np.abs(expected), 0.0).max(axis=0)
+    rounding = 16 * unit("float64") * (1 + largest)
+    bound = bound + rounding[..., None] * np.sum(shares * np.abs(values), axis=0)
+    empty: Any = np.isinf(expected).all(axis=0)
+    lse_bound = np.where(empty, 0.0, off + rounding)
+    return output, merged_lse, np.where(empty[..., None], 0.0, bound), lse_bound

@@ -1,0 +1,140 @@
+"""What is said of a wrong kernel: the bug of the catalogue that gives its numbers, or that none does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import refattn as ra
+from refattn import masks
+from refattn.testing import KernelSpec, bugs, check_kernel
+from refattn.testing.diagnosis import diagnose
+from refattn.testing.explanation import Explanation
+from refattn.testing.fitting import fits
+from refattn.testing.problems import Problem, inputs
+from refattn.testing.running import run
+
+SHAPE = {"batch": (1,), "heads": (4, 2), "dims": (16,)}
+
+
+def sampled(function, law="normal", lengths=(40, 57), **fields):
+    """Rows of one run of a kernel."""
+    spec = KernelSpec(function, returns=("output", "lse"), lengths=(lengths,), **SHAPE, **fields)
+    given = inputs(spec, Problem("normal", law, 1, lengths, (16, 16), (0, 1, 2)))
+    return run(spec, given, keep="normal").sample
+
+
+def upper_left(query, key, value):
+    return ra.attention(query, key, value, mask=masks.causal("upper_left"), return_lse=True)[:2]
+
+
+def other_heads(query, key, value):
+    return ra.attention(query, key[:, [0, 1, 0, 1]], value[:, [0, 1, 0, 1]], return_lse=True)[:2]
+
+
+def base_two(query, key, value):
+    return ra.attention(query, key, value, scale=np.log(2) / 4, return_lse=True)[:2]
+
+
+def noisy(query, key, value):
+    output, lse, *_ = ra.attention(query, key, value, return_lse=True)
+    return output + np.float32(0.01) * np.sin(np.arange(output.size, dtype=np.float32)).reshape(output.shape), lse
+
+
+CAUSAL = {"computes": {"mask": masks.causal("lower_right")}}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "fields", "bug"), [(upper_left, CAUSAL, "A1"), (other_heads, {}, "D1"), (base_two, {}, "C1")]
+)
+def test_the_bug_that_gives_the_numbers_comes_first(kernel, fields, bug):
+    samples = [sampled(kernel, law, **fields) for law in ("normal", "offset")]
+    first, *others = diagnose(samples)
+    assert first.bug == bug
+    assert first.instrument == "known bug"
+    assert all(link.startswith("https://") for link in first.links)
+    assert all(other.bug != bug for other in others)
+
+
+def test_numbers_that_no_bug_gives_are_unknown_and_have_a_place():
+    (only,) = diagnose([sampled(noisy)])
+    assert only.bug is None
+    assert only.name.startswith("unknown")
+    assert "rows" in only.where
+
+
+def test_a_bug_must_give_right_rows_as_well():
+    def half(query, key, value):
+        output, lse = upper_left(query, key, value)
+        right, of_right, *_ = ra.attention(query, key, value, mask=masks.causal("lower_right"), return_lse=True)
+        output[:, 2:], lse[:, 2:] = right[:, 2:], of_right[:, 2:]
+        return output, lse
+
+    assert all(fit.bug.id != "A1" for fit in fits([sampled(half, **CAUSAL)]))
+
+
+def test_a_bug_must_fit_every_run_that_it_applies_to():
+    samples = [sampled(upper_left, **CAUSAL), sampled(other_heads, "offset", **CAUSAL)]
+    assert all(fit.bug.id != "A1" for fit in fits(samples))
+
+
+def test_what_was_read_comes_before_what_was_measured_and_bugs_before_other_words():
+    def said(bug, instrument):
+        return Explanation(bug=bug, name=f"{bug} {instrument}", instrument=instrument)
+
+    ranked = diagnose(
+        (),
+        read=[said(None, "probe"), said("A4", "probe")],
+        measured=[said("C2", "score test"), said("A4", "score test")],
+        symptoms=[said(None, "symptom")],
+    )
+    assert [x.name for x in ranked] == ["A4 probe", "C2 score test", "None probe", "None symptom"]
+
+
+def test_a_report_tells_what_is_wrong_before_its_checks():
+    spec = KernelSpec(upper_left, returns=("output", "lse"), lengths=((40, 57),), **SHAPE, **CAUSAL)
+    lines = []
+    report = check_kernel(spec, quick=True, progress=lines.append)
+    assert report.diagnosis[0].bug == "A1"
+    assert report.text.index("[A1]") < report.text.index("checks\n")
+    assert lines[:2] == ["probes", "normal"]
+
+
+def test_a_right_kernel_has_no_diagnosis():
+    spec = KernelSpec(ra.attention, lengths=((5, 9),), **SHAPE)
+    assert check_kernel(spec, quick=True).diagnosis == ()
+
+
+def test_every_bug_of_the_catalogue_is_found_again():
+    """The numbers of a bug itself fit it, whatever else they fit."""
+    rng = np.random.default_rng(0)
+    q, (k, v) = rng.standard_normal((1, 4, 20, 16)), rng.standard_normal((2, 1, 2, 37, 16))
+    problem = bugs.problem(q, k, v, mask=masks.causal("lower_right"), softcap=3.0, sinks=rng.standard_normal(4))
+    tried = 0
+    for bug in bugs.BUGS:
+        if bug.family == "not in the catalogue" or not bug.applies(problem):
+            continue
+        wrong = bug.apply(problem)
+
+        def kernel(query, key, value, wrong=wrong):
+            return wrong.output, wrong.lse
+
+        spec = KernelSpec(
+            kernel,
+            returns=("output", "lse"),
+            contract="float64",
+            lengths=((20, 37),),
+            computes={"mask": problem.mask, "softcap": 3.0, "sinks": problem.sinks},
+            **SHAPE,
+        )
+        sample = run(spec, _inputs(spec, q, k, v), keep="normal").sample
+        if sample is not None:
+            tried += 1
+            assert bug.id in {fit.bug.id for fit in fits([sample])}, bug.name
+    assert tried > 20
+
+
+def _inputs(spec, q, k, v):
+    from refattn.testing.problems import Inputs
+
+    return Inputs(q, k, v, dict(spec.arguments(20, 37)))
