@@ -85,8 +85,16 @@ def test_a_right_kernel_keeps_it(check: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("check", LAW_CHECKS)
-@pytest.mark.parametrize("name", ["attention", "flash_attention"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("attention", "float32"),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in (("attention", "bfloat16"), ("flash_attention", "float32"))
+        ),
+    ],
+)
 def test_the_functions_of_refattn_keep_it(check: str, name: str, dtype: str) -> None:
     def kernel(query: np.ndarray, key: np.ndarray, value: np.ndarray, **asked: Any) -> tuple[np.ndarray, np.ndarray]:
         output, lse, *_ = getattr(ra, name)(query, key, value, return_lse=True, **asked)
@@ -111,7 +119,9 @@ def test_pytorch_keeps_all_but_that_of_nan(check: str) -> None:
     assert passes(check, spec, CASE) == (check != "check_masked_nan")
 
 
-@pytest.mark.parametrize("mistake", [None, *RAGGED])
+@pytest.mark.parametrize(
+    "mistake", [None, *(pytest.param(x, marks=[pytest.mark.slow] * (n > 0)) for n, x in enumerate(RAGGED))]
+)
 def test_packed_sequences(mistake: str | None) -> None:
     spec = KernelSpec(
         ragged(mistake),

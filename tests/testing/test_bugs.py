@@ -166,7 +166,7 @@ def test_without_a_bug_it_is_attention(name: str) -> None:
     assert relative(got.lse, lse) <= 1e-12
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (n % 2)) for n, x in enumerate(PROBLEMS)])
 def test_where_a_bug_applies_it_changes_something(name: str) -> None:
     right = run(PROBLEMS[name], {})
     for bug in bugs.BUGS:

@@ -46,10 +46,10 @@ def test_a_right_kernel_passes_every_law_and_the_capture(name: str) -> None:
     assert all(0 < check.budget_used < 1 and check.lse_budget_used < 1 for check in run.values())
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_kernel_is_refused(mistake: str, name: str) -> None:
-    spec = KernelSpec(tiled(name, mistake), computes=LOWER, returns=("output", "lse"), contract=name, **SMALL)
+def test_a_wrong_kernel_is_refused(mistake: str) -> None:
+    kernel = tiled("bfloat16", mistake)
+    spec = KernelSpec(kernel, computes=LOWER, returns=("output", "lse"), contract="bfloat16", **SMALL)
     report = check_kernel(spec, quick=True)
     assert not report.passed
     assert report.text.startswith(f"WRONG: {mistake}: ")
@@ -68,7 +68,7 @@ def test_a_wrong_kernel_is_refused(mistake: str, name: str) -> None:
 )
 def test_a_report_names_the_mistake(mistake: str, symptom: str) -> None:
     spec = KernelSpec(tiled("float32", mistake), computes=LOWER, returns=("output", "lse"), **SMALL)
-    assert f"symptom: {symptom}" in check_kernel(spec).text
+    assert f"symptom: {symptom}" in check_kernel(spec, quick=True).text
 
 
 def test_a_kernel_that_stores_its_scores_is_pointed_to_its_contract() -> None:

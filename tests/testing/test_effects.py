@@ -144,6 +144,7 @@ def test_one_lost_key_of_four_thousand_in_bfloat16_is_named() -> None:
     assert effect.text.startswith("key 2049 lost: ")
 
 
+@pytest.mark.slow
 def test_one_lost_key_of_131072_in_bfloat16_is_named() -> None:
     # Here the error is about one sigma an element, and far within every bound.
     arrays = drawn("normal", "bfloat16", keys=2**17, rows=32)

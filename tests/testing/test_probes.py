@@ -170,7 +170,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].mistake)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n % 2), id=case.mistake) for n, case in enumerate(CASES)],
+)
 def test_a_mistake_is_named_by_the_first_explanation(number: int) -> None:
     case = CASES[number]
     dtype = case.formats[number % len(case.formats)]
