@@ -106,6 +106,7 @@ def test_the_functions_of_refattn_keep_it(check: str, name: str, dtype: str) -> 
         assert passes(check, spec, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", LAW_CHECKS)
 def test_pytorch_keeps_all_but_that_of_nan(check: str) -> None:
     torch = pytest.importorskip("torch")

@@ -314,7 +314,8 @@ def test_scores_beyond_the_bound_are_told_and_no_failure() -> None:
 
 
 def test_json_holds_the_whole_report() -> None:
-    report = check_kernel(KernelSpec(tiled("float32", "anchor"), computes=LOWER, returns=("output", "lse"), **SMALL))
+    spec = KernelSpec(tiled("float32", "anchor"), computes=LOWER, returns=("output", "lse"), **SMALL)
+    report = check_kernel(spec, quick=True)
     told = json.loads(report.to_json())
     assert told["passed"] is False
     assert [check["name"] for check in told["checks"]] == [check.name for check in report.checks]

@@ -105,13 +105,14 @@ def test_a_right_kernel_has_no_diagnosis():
     assert check_kernel(spec, quick=True).diagnosis == ()
 
 
-def test_every_bug_of_the_catalogue_is_found_again():
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_bug_of_the_catalogue_is_found_again(half):
     """The numbers of a bug itself fit it, whatever else they fit."""
     rng = np.random.default_rng(0)
     q, (k, v) = rng.standard_normal((1, 4, 20, 16)), rng.standard_normal((2, 1, 2, 37, 16))
     problem = bugs.problem(q, k, v, mask=masks.causal("lower_right"), softcap=3.0, sinks=rng.standard_normal(4))
     tried = 0
-    for bug in bugs.BUGS:
+    for bug in bugs.BUGS[half::2]:
         if bug.family == "not in the catalogue" or not bug.applies(problem):
             continue
         wrong = bug.apply(problem)
@@ -131,7 +132,7 @@ def test_every_bug_of_the_catalogue_is_found_again():
         if sample is not None:
             tried += 1
             assert bug.id in {fit.bug.id for fit in fits([sample])}, bug.name
-    assert tried > 20
+    assert tried > 10
 
 
 def _inputs(spec, q, k, v):

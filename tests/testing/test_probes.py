@@ -41,7 +41,11 @@ BUILT = [
 
 @pytest.mark.parametrize(
     ("dtype", "built"),
-    [(dtype, built) for dtype in FORMATS for built in BUILT]
+    [
+        pytest.param(dtype, built, marks=[pytest.mark.slow] * ((m + n) % 2))
+        for m, dtype in enumerate(FORMATS)
+        for n, built in enumerate(BUILT)
+    ]
     + [(dtype, built) for dtype in ("bfloat16", "float16") for built in (LAZY, ROUGH)],
 )
 def test_nothing_is_read_of_kernels_that_are_right_each_in_its_own_way(dtype: str, built: dict[str, Any]) -> None:
