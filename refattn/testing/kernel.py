@@ -234,7 +234,11 @@ class _Tally:
             self.budget_used = max(self.budget_used or 0.0, verdict.budget_used)
             if verdict.lse_budget_used is not None:
                 self.lse_budget_used = max(self.lse_budget_used or 0.0, verdict.lse_budget_used)
-        self.measured += [effect.explanation for effect in verdict.effects]
+        # What is measured is a first-order change, which tells the cause of small errors alone.
+        large = len(verdict.wrong_rows) > 0
+        for effect in verdict.effects:
+            said = effect.explanation
+            self.measured.append(replace(said, bug=None) if large else said)
         if wrong:
             self._keep(
                 (WRONG_VALUES, self.check),

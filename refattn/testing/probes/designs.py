@@ -189,7 +189,7 @@ def temperature(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack
     Ev = value.shape[-1]
     value[:, low, 0], value[:, ~low, 1 % Ev], value[..., Ev - 1] = 1.0, 1.0, 1.0
     size = 7.0 + (0.0 if setting.model.sinks is None else float(np.abs(setting.model.sinks).max()))
-    relative = slack + setting.eps + setting.score_error(size)
+    relative = slack + setting.eps + setting.sum_error + setting.score_error(size)
     lagging = (setting.model.counts[..., :1] == 0) | (setting.model.sinks is not None) | setting.uneven
     lagging = lagging & bool(contract.lazy) | bool(contract.ahead) | setting.uneven
     u = unit(contract.probabilities)
@@ -243,7 +243,10 @@ def stairs(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]]:
         value[:, np.arange(S), group % value.shape[-1]] = 1.0
         largest = abs(offset) + count * step
         slack = (
-            setting.eps + 2 * unit(contract.probabilities) + setting.score_error(largest if step < 1 else abs(offset))
+            setting.eps
+            + setting.sum_error
+            + 2 * unit(contract.probabilities)
+            + setting.score_error(largest if step < 1 else abs(offset))
         )
         # Where each stair outweighs all that lie below, what is lost in adding large numbers changes nothing.
         yield Operands(query, key, value), Slack(slack, slack + setting.score_error(largest), slack)
@@ -288,7 +291,7 @@ def score_bits(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]
             key[..., 0], key[..., 1] = 1.0, f
             query[..., 0], query[..., 1] = in_format(setting, "query", np.array([256, 0.125]) / scale)
         value[:, np.arange(S), np.arange(S) % 8 % value.shape[-1]] = 1.0
-        slack = setting.eps + 2 * unit(contract.probabilities) + setting.score_error(512.0)
+        slack = setting.eps + setting.sum_error + 2 * unit(contract.probabilities) + setting.score_error(512.0)
         yield Operands(query, key, value), Slack(slack, slack + setting.score_error(512.0), slack)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from refattn import masks
 from refattn._core.arrays import round_to, to_numpy
 from refattn._core.score import Score
-from refattn.contract import Contract
+from refattn.contract import Contract, errors
 from refattn.contract.formats import FORMATS, unit
 from refattn.testing import running
 from refattn.testing.batches import Batch
@@ -94,6 +94,11 @@ class Setting:
     def capped(self) -> bool:
         """Whether a softcap keeps scores from being as far apart as the gap."""
         return self.model.cap is not None
+
+    @property
+    def sum_error(self) -> float:
+        """How far off a sum over all keys may be within the contract, whose terms are alike and round alike."""
+        return float(errors.product_sum(self.contract, self.lengths[1]))
 
     def score_error(self, size: float) -> float:
         """How far off scores of a size may be within the contract."""
