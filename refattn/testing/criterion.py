@@ -46,7 +46,8 @@ class Power:
     right_passes : bool
         Whether the right answer, rounded to the inputs' dtype, passes at all.
     probe : str or None
-        The one probe of `refattn.testing.probes` that would catch most of what is let through.
+        The one probe of `refattn.testing.probes` that is about most of what is let through or out of reach, by the part
+        of a kernel; None where nothing is let through.
     """
 
     caught: tuple[str, ...]

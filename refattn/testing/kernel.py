@@ -178,6 +178,7 @@ def _diagnosis(
         samples,
         read=readings.explanations if readings is not None and PROBES in shown else (),
         measured=sorted(measured, key=lambda explanation: -explanation.strength),
+        symptoms=[x for name, tally in tallies.items() if name in shown for x in tally.symptoms],
     )
 
 
@@ -210,6 +211,7 @@ class _Tally:
     seen: dict[Key, _Seen] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     measured: list[Explanation] = field(default_factory=list)
+    symptoms: list[Explanation] = field(default_factory=list)
 
     def add(self, spec: KernelSpec, given: Inputs, source: dict[str, Any]) -> None:
         """Run one problem."""
@@ -234,11 +236,8 @@ class _Tally:
             self.budget_used = max(self.budget_used or 0.0, verdict.budget_used)
             if verdict.lse_budget_used is not None:
                 self.lse_budget_used = max(self.lse_budget_used or 0.0, verdict.lse_budget_used)
-        # What is measured is a first-order change, which tells the cause of small errors alone.
-        large = len(verdict.wrong_rows) > 0
-        for effect in verdict.effects:
-            said = effect.explanation
-            self.measured.append(replace(said, bug=None) if large else said)
+        self.measured += [effect.explanation for effect in verdict.effects]
+        self.symptoms += [Explanation(bug=None, name=text, instrument="symptom") for text in verdict.symptoms]
         if wrong:
             self._keep(
                 (WRONG_VALUES, self.check),

@@ -15,9 +15,8 @@ from refattn.testing import sequences
 from refattn.testing.checking import LSE_BASES
 from refattn.testing.judge import Terms, parts
 from refattn.testing.problems import Inputs
-from refattn.testing.running import FUNCTION, MOST_WORK, prepared, run
+from refattn.testing.running import FUNCTION, MOST_WORK, logical, prepared, run, sequences_of
 from refattn.testing.sampling import choose_rows
-from refattn.testing.sequences import Sequences
 from refattn.testing.spec import KernelSpec
 from refattn.testing.verdict import Verdict, place, runs, share_text
 
@@ -94,13 +93,7 @@ def observe(spec: KernelSpec, given: Inputs, store: Store | None = None) -> Seen
         raise Violation(fault.text, fault.kind)
     found = [recorder.result] if len(spec.returns) == 1 else list(recorder.result)
     held = sequences_of(spec, given)
-    output, lse, *_ = [
-        sequences.result_of(
-            FUNCTION, name, to_numpy(x).astype(np.float64), spec.stored, held, packed="cu_seqlens_q" in spec.tables
-        )
-        for name, x in zip(("output", "lse"), found, strict=False)
-    ] + [None]
-    assert output is not None
+    output, lse = logical(spec, held, [to_numpy(x).astype(np.float64) for x in found])
     return Seen(output, None if lse is None else lse * terms_of(spec).lse_factor, outcome.verdict, outcome.faults)
 
 
@@ -133,14 +126,6 @@ def terms_of(spec: KernelSpec) -> Terms:
     """What a kernel's results are held to."""
     bound: Callable[..., Any] = spec.method.capabilities.bound  # type: ignore[attr-defined]
     return Terms(spec.numerics(), bound, LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"])
-
-
-def sequences_of(spec: KernelSpec, given: Inputs) -> Sequences:
-    """The operands with the lengths of their sequences, all the same where the kernel takes no tables."""
-    (B, L), S = (given.query.shape[0], given.query.shape[-2]), given.key.shape[-2]
-    if given.batch is None:
-        return Sequences(given.query, given.key, given.value, np.full(B, L), np.full(B, S))
-    return Sequences(given.query, given.key, given.value, given.batch.queries, given.batch.keys)
 
 
 def visible(spec: KernelSpec, given: Inputs) -> npt.NDArray[np.bool_]:

@@ -32,6 +32,7 @@ MOST_WORK = 4e9
 KEPT = 24
 
 FUNCTION = "check_kernel"
+RAISED = "raised"
 OPERANDS = ("query", "key", "value")
 
 
@@ -57,25 +58,23 @@ def run(spec: KernelSpec, given: Inputs, *, explain: bool = True, keep: str | No
     `keep` is the name of a check for which rows of a wrong result are kept.
     """
     call = None if given.batch is not None else prepared(spec, given)
-    handed = _handed(spec, given)
-    moved, result = _called(spec, given, handed)
-    if isinstance(result, Fault):
-        return Outcome(None, (result,))
-    faults = list(_touched(handed, moved))
-    arrays = _unpacked(spec, result)
-    if isinstance(arrays, Fault):
-        return Outcome(None, (*faults, arrays))
+    before = handed(spec, given)
+    moved, host = called(spec, given, before)
+    if isinstance(host, Fault) and host.kind == RAISED:
+        return Outcome(None, (host,))
+    faults = list(_touched(before, moved))
+    if isinstance(host, Fault):
+        return Outcome(None, (*faults, host))
     contract = spec.numerics()
-    if dtype_name(arrays[0]) != contract.output:
-        text = f"returned an output of {dtype_name(arrays[0])}; the contract says {contract.output}"
+    if dtype_name(host[0]) != contract.output:
+        text = f"returned an output of {dtype_name(host[0])}; the contract says {contract.output}"
         faults.append(_returned(text))
-    host = [to_numpy(x) for x in arrays]
-    if (wrong := _misshapen(spec, _sequences(spec, given), host)) is not None:
+    if (wrong := misshapen(spec, sequences_of(spec, given), host)) is not None:
         return Outcome(None, (*faults, wrong))
     bound: Callable[..., Any] = spec.method.capabilities.bound  # type: ignore[attr-defined]
     terms = Terms(contract, bound, LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"])
     if call is not None:
-        output, lse = _logical(spec, _sequences(spec, given), host)
+        output, lse = logical(spec, sequences_of(spec, given), host)
         verdict = verdict_of([(call, _rows(call))], terms, output, lse, explain=explain, statistics=True)
         return Outcome(verdict, tuple(faults), _kept(spec, given, host, terms, verdict, keep))
     verdict = _of_sequences(spec, given, host, terms, explain=explain)
@@ -85,24 +84,28 @@ def run(spec: KernelSpec, given: Inputs, *, explain: bool = True, keep: str | No
     return Outcome(verdict, tuple(faults), _kept(spec, given, host, terms, verdict, keep))
 
 
-def _called(spec: KernelSpec, given: Inputs, handed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, Array], Any]:
-    """The arrays that the kernel got, and what it returned or raised."""
-    moved = {name: _moved(spec, x) for name, x in handed.items()}
+def called(
+    spec: KernelSpec, given: Inputs, arrays: dict[str, npt.NDArray[Any]]
+) -> tuple[dict[str, Array], list[npt.NDArray[Any]] | Fault]:
+    """The arrays that the kernel got, copies of the given ones, and on the host what it returned, or did instead."""
+    moved = {name: _moved(spec, x) for name, x in arrays.items()}
     named = {name: moved.get(name, x) for name, x in given.passed.items()}
     try:
-        return moved, spec.function(*(moved[name] for name in OPERANDS), **named)
+        result = spec.function(*(moved[name] for name in OPERANDS), **named)
     except Exception as error:
         text = _raised(spec.function, error)
-        return moved, Fault("raised", text, text)
+        return moved, Fault(RAISED, text, text)
+    found = _unpacked(spec, result)
+    return moved, found if isinstance(found, Fault) else [to_numpy(x) for x in found]
 
 
 def _of_sequences(
     spec: KernelSpec, given: Inputs, host: list[npt.NDArray[Any]], terms: Terms, *, explain: bool
 ) -> Verdict:
     """The verdict on what the kernel returned for sequences, each a problem of its own."""
-    held = _sequences(spec, given)
+    held = sequences_of(spec, given)
     arguments = _arguments(spec, given, held)
-    output, lse = _logical(spec, held, host)
+    output, lse = logical(spec, held, host)
     cases = sequences.chosen(FUNCTION, held, arguments, most=MOST_WORK)
     verdict = verdict_of(cases, terms, output, lse, explain=explain, statistics=True)
     return sequences.told(FUNCTION, verdict, held, arguments, terms, output, explain=explain)
@@ -122,8 +125,8 @@ def _kept(
     told = len(verdict.wrong_rows) > 0 or len(verdict.effects) > 0
     if check is None or not told:
         return None
-    held = _sequences(spec, given)
-    output, lse = _logical(spec, held, host)
+    held = sequences_of(spec, given)
+    output, lse = logical(spec, held, host)
     rows = _of_interest(verdict, held)
     if given.batch is None:
         call = prepared(spec, given)
@@ -159,12 +162,8 @@ def _read_from(spec: KernelSpec, given: Inputs, terms: Terms) -> tuple[str, ...]
     paged = "block_table" in spec.tables
     tails = "the tail of a last page" if paged else "the cells behind a sequence's keys"
     for where, fills in ((tails, {"tails": 0.0}), ("a page of no sequence", {"unused": 0.0})):
-        _, result = _called(spec, given, _handed(spec, given, **fills))
-        arrays = result if isinstance(result, Fault) else _unpacked(spec, result)
-        if isinstance(arrays, Fault):
-            continue
-        host = [to_numpy(x) for x in arrays]
-        if _misshapen(spec, _sequences(spec, given), host) is not None:
+        _, host = called(spec, given, handed(spec, given, **fills))
+        if isinstance(host, Fault) or misshapen(spec, sequences_of(spec, given), host) is not None:
             continue
         if _of_sequences(spec, given, host, terms, explain=False).passed:
             return (f"NaN is read from {where}: with zeros there the result is right, so they have weight 0",)
@@ -189,7 +188,7 @@ def _rows(call: Call) -> Rows:
     return choose_rows(FUNCTION, call, None if cheap else SAMPLE)
 
 
-def _handed(spec: KernelSpec, given: Inputs, **fills: float) -> dict[str, npt.NDArray[Any]]:
+def handed(spec: KernelSpec, given: Inputs, **fills: float) -> dict[str, npt.NDArray[Any]]:
     """The arrays that the kernel gets, in NumPy: operands in its layout, tables, and the arguments that are arrays."""
     operands: list[npt.NDArray[Any]] = [given.query, given.key, given.value]
     tables: dict[str, npt.NDArray[Any]] = {}
@@ -209,7 +208,7 @@ def _moved(spec: KernelSpec, x: npt.NDArray[Any]) -> Array:
     return new
 
 
-def _sequences(spec: KernelSpec, given: Inputs) -> Sequences:
+def sequences_of(spec: KernelSpec, given: Inputs) -> Sequences:
     """The operands with the lengths of their sequences, all the same where the kernel takes no tables."""
     (B, L), S = (given.query.shape[0], given.query.shape[-2]), given.key.shape[-2]
     if given.batch is None:
@@ -218,7 +217,7 @@ def _sequences(spec: KernelSpec, given: Inputs) -> Sequences:
     return Sequences(given.query, given.key, given.value, given.batch.queries, given.batch.keys, page_size)
 
 
-def _logical(
+def logical(
     spec: KernelSpec, held: Sequences, host: list[npt.NDArray[Any]]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Output (B, H, L, Ev) and log-sum-exp (B, H, L) of what the kernel returned."""
@@ -268,7 +267,7 @@ def _unpacked(spec: KernelSpec, result: Any) -> list[Array] | Fault:
     return found
 
 
-def _misshapen(spec: KernelSpec, held: Sequences, host: list[npt.NDArray[Any]]) -> Fault | None:
+def misshapen(spec: KernelSpec, held: Sequences, host: list[npt.NDArray[Any]]) -> Fault | None:
     """A result of the wrong shape."""
     packed = "cu_seqlens_q" in spec.tables
     for name, returned, x in zip(("output", "lse"), spec.returns, host, strict=False):

@@ -27,7 +27,7 @@ LAW_CHECKS = (
     "check_nan_containment", "check_value_linearity", "check_split_merge", "check_strides", "check_determinism",
     "check_inputs_untouched",
 )  # fmt: skip
-CHECKS = (*LAWS, "smollm2", *ARGUMENTS, "dropout_mask", "empty_rows", "gradients", *STORAGE, *LAW_CHECKS)
+CHECKS = ("probes", *LAWS, "smollm2", *ARGUMENTS, "dropout_mask", "empty_rows", "gradients", *STORAGE, *LAW_CHECKS)
 
 LAYOUTS = ORDERS
 LIBRARIES = ("numpy", "torch", "jax", "cupy")

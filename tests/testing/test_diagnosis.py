@@ -139,3 +139,34 @@ def _inputs(spec, q, k, v):
     from refattn.testing.problems import Inputs
 
     return Inputs(q, k, v, dict(spec.arguments(20, 37)))
+
+
+def test_what_is_measured_of_large_errors_names_no_bug():
+    def smeared(query, key, value):
+        output, lse, *_ = ra.attention(query, key, value, scale=0.12, return_lse=True)
+        return output[:, ::-1], lse
+
+    spec = KernelSpec(smeared, returns=("output", "lse"), contract="bfloat16", **SHAPE)
+    verdict = run(spec, inputs(spec, Problem("normal", "normal", 1, (200, 300), (16, 16), (0, 1, 2)))).verdict
+    assert len(verdict.wrong_rows)
+    assert verdict.effects
+    assert all(effect.bug is None for effect in verdict.effects)
+
+
+def test_probes_that_are_expected_to_fail_are_no_finding():
+    fields = {"returns": ("output", "lse"), "lengths": ((40, 57),), **SHAPE, **CAUSAL}
+    expected = dict.fromkeys(("probes", "normal", "peaked", "offset", "rising", "coded"), "starts with the first key")
+    report = check_kernel(KernelSpec(upper_left, expected_failures=expected, **fields), quick=True)
+    assert report.checks[0].outcome == "expected failure"
+    assert report.passed or {finding.check for finding in report.findings} == {"smollm2"}
+
+
+@pytest.mark.usefixtures("without_probes")
+def test_symptoms_are_told_last():
+    def without_a_key(query, key, value):
+        return ra.attention(query, key[:, :, :-1], value[:, :, :-1], return_lse=True)[:2]
+
+    spec = KernelSpec(without_a_key, returns=("output", "lse"), lengths=((40, 57),), **SHAPE)
+    last = check_kernel(spec, quick=True).diagnosis[-1]
+    assert last.instrument == "symptom"
+    assert last.name.startswith("key 56 takes no part")

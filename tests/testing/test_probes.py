@@ -284,3 +284,28 @@ def test_keys_too_many_for_their_features() -> None:
 def test_only_specs_are_taken() -> None:
     with pytest.raises(TypeError, match="probe: spec must be a KernelSpec; got function"):
         probe(spec_of)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_scales_that_are_not_positive_leave_out_what_needs_one(scale: float) -> None:
+    def kernel(query: Any, key: Any, value: Any, bias: Any) -> Any:
+        return ra.attention(query, key, value, scale=scale, bias=bias)
+
+    spec = KernelSpec(kernel, computes={"scale": scale}, accepts=("bias",), dims=(16,), lengths=((31, 65),))
+    read = probe(spec)
+    assert read.passed, read.explanations
+    assert "needle" in dict(read.skipped)
+
+
+def test_sums_of_many_terms_that_round_alike_are_right() -> None:
+    """One float32 total that each key is added to: the contract allows as many roundings."""
+
+    def kernel(query: Any, key: Any, value: Any) -> Any:
+        scores = np.float32(0.25) * query @ np.swapaxes(key, -1, -2)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        total = np.add.accumulate(weights, axis=-1, dtype=np.float32)[..., -1:]
+        return weights @ value / total
+
+    spec = KernelSpec(kernel, batch=(1,), heads=(1, 1), dims=(16,), lengths=((900, 1024),))
+    read = probe(spec, quick=True)
+    assert read.passed, read.explanations

@@ -16,7 +16,7 @@ STORAGE = "descale, block_table, cu_seqlens_q, cu_seqlens_k, seqused_k"
 ACCEPTED = f"mask, bias, is_causal, scale, softcap, sinks, dropout_mask, dropout_p, {STORAGE}"
 LAWS = "normal, peaked, offset, rising, coded, smollm2"
 NAMES = (
-    f"{LAWS}, mask, bias, is_causal, scale, softcap, sinks, dropout_mask, empty_rows, gradients, {STORAGE}, "
+    f"probes, {LAWS}, mask, bias, is_causal, scale, softcap, sinks, dropout_mask, empty_rows, gradients, {STORAGE}, "
     f"{', '.join(LAW_CHECKS)}"
 )
 

@@ -105,7 +105,8 @@ def _of_arguments(
         yield Step(with_sinks(setting, sinks_of(setting)), both)
     if "bias" in spec.accepts and not packed:
         yield Step(with_bias(setting, switched(setting)), {"bias": even_bias})
-        yield Step(with_bias(setting, graded(setting)), {"bias": graded_bias})
+        if setting.model.scale > 0:
+            yield Step(with_bias(setting, graded(setting)), {"bias": graded_bias})
 
 
 def scattered(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn import masks
-from refattn._core.arrays import round_to, to_numpy
+from refattn._core.arrays import round_to
 from refattn._core.score import Score
 from refattn.contract import Contract, errors
 from refattn.contract.formats import FORMATS, unit
@@ -146,17 +146,13 @@ def called_with(spec: KernelSpec, inputs: Inputs, handed: dict[str, npt.NDArray[
     """Call the kernel once on arrays, in its own memory where that is given."""
     nothing = np.empty(0)
     with np.errstate(all="ignore"):
-        _, result = running._called(spec, inputs, running._handed(spec, inputs) if handed is None else handed)
-    if isinstance(result, running.Fault):
-        return Returned(nothing, None, result.text)
-    arrays = running._unpacked(spec, result)
-    if isinstance(arrays, running.Fault):
-        return Returned(nothing, None, arrays.text)
-    host = [to_numpy(x) for x in arrays]
-    held = running._sequences(spec, inputs)
-    if (wrong := running._misshapen(spec, held, host)) is not None:
+        _, host = running.called(spec, inputs, running.handed(spec, inputs) if handed is None else handed)
+    if isinstance(host, running.Fault):
+        return Returned(nothing, None, host.text)
+    held = running.sequences_of(spec, inputs)
+    if (wrong := running.misshapen(spec, held, host)) is not None:
         return Returned(nothing, None, wrong.text)
-    output, lse = running._logical(spec, held, host)
+    output, lse = running.logical(spec, held, host)
     factor = LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"]
     flat = output.astype(np.float64).reshape(-1, *output.shape[2:])
     return Returned(flat, None if lse is None else lse.astype(np.float64).reshape(-1, lse.shape[-1]) * factor)
