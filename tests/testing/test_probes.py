@@ -309,3 +309,17 @@ def test_sums_of_many_terms_that_round_alike_are_right() -> None:
     spec = KernelSpec(kernel, batch=(1,), heads=(1, 1), dims=(16,), lengths=((900, 1024),))
     read = probe(spec, quick=True)
     assert read.passed, read.explanations
+
+
+def test_rows_that_hold_what_was_there_before_are_not_called_a_mean() -> None:
+    lower = masks.causal("lower_right")
+
+    def kernel(query: Any, key: Any, value: Any) -> Any:
+        output = np.array(ra.attention(query, key, value, mask=lower))
+        output[..., : query.shape[-2] - key.shape[-2], :] = 0.5
+        return output
+
+    spec = KernelSpec(kernel, computes={"mask": lower}, batch=(1,), dims=(16,), lengths=((40, 31),))
+    first = probe(spec, quick=True).explanations[0]
+    assert first.bug is None
+    assert first.name == "rows that may attend to nothing give no zeros"
