@@ -59,7 +59,8 @@ class Effect:
     text : str
         All of it in a line.
     bug : str or None
-        Id of a bug of refattn's catalogue that has this size.
+        Id of a bug of refattn's catalogue that has this size. It is of first order: of errors beyond the proven bound,
+        whose cause may be another one, `check_kernel` takes the size and leaves the bug out.
     """
 
     name: str

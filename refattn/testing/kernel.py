@@ -236,7 +236,10 @@ class _Tally:
             self.budget_used = max(self.budget_used or 0.0, verdict.budget_used)
             if verdict.lse_budget_used is not None:
                 self.lse_budget_used = max(self.lse_budget_used or 0.0, verdict.lse_budget_used)
-        self.measured += [effect.explanation for effect in verdict.effects]
+        # What is measured is a first-order change: of errors beyond the proven bound it is no cause.
+        large = len(verdict.wrong_rows) > 0
+        for effect in verdict.effects:
+            self.measured.append(replace(effect.explanation, bug=None) if large else effect.explanation)
         self.symptoms += [Explanation(bug=None, name=text, instrument="symptom") for text in verdict.symptoms]
         if wrong:
             self._keep(

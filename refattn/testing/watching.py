@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -61,9 +61,6 @@ class Statistics:
         worst = self.worst
         if proven and worst is not None and worst.share > 1:
             found.append(effects.element(worst.error, worst.sigma, worst.bias, self.z, worst.where))
-        if not proven:
-            # What is measured is a first-order change, which tells the cause of small errors alone.
-            found = [replace(effect, bug=None) for effect in found]
         found.sort(key=lambda effect: -effect.sigmas)
         return tuple(found[: effects.MOST])
 
