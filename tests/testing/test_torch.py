@@ -118,6 +118,7 @@ def test_math_in_bfloat16_is_refused_under_flash_and_pointed_to_eager() -> None:
     assert report.passed, report.text
 
 
+@pytest.mark.usefixtures("without_probes")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mistake", [None, *MISTAKES])
 def test_the_flash_backend_made_wrong_is_refused(mistake: str | None, dtype: str) -> None:
