@@ -84,7 +84,7 @@ class _OfCall:
 
     def add(self, part: Part, right: Right) -> None:
         """Take in one part."""
-        if self.evidence is None or not len(part.rows):
+        if self.evidence is None or not part.output.got.size:
             return
         contract, problem = self.all.contract, right.problem
         noise = softmax_noise(contract, problem)

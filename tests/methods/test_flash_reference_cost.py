@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import refattn as ra
@@ -52,7 +52,9 @@ def counted(call: dict[str, Any], tile: tuple[int, int], mask: masks.Mask | None
     if mask is not None:
         seen = Rule(c.array(mask.dense(L, S)), mask.hull(L, S))
     elif call["mask"] is not None:
-        seen = Rule(c.array(np.ones(call["mask"], bool)))
+        every = np.ones(call["mask"], bool)
+        # In a batch without entries nothing is seen.
+        seen = Rule(c.array(every)) if every.size else masks.array(every)
     kept = None if call["dropout_mask"] is None else Tile(c.array(rng.random(call["dropout_mask"]) < 0.7))
     score = Score(
         lengths=(L, S),
@@ -99,7 +101,14 @@ def assert_counted(call: dict[str, Any], tile: tuple[int, int], mask: masks.Mask
     assert (cost.function, cost.form, cost.tile) == ("flash_attention", "reference", tile)
 
 
+NO_ENTRIES = {
+    "sizes": ((0,), (1, 1), (1, 1), (1, 0)), "softcap": None, "sinks": False, "mask": (0, 1, 1, 1), "bias": None,
+    "dropout_mask": (1, 1, 1, 1),
+}  # fmt: skip
+
+
 @given(call=calls(), tile=TILES)
+@example(call=NO_ENTRIES, tile=(1, 1))
 def test_the_reference_does_what_its_formulas_say(call: dict[str, Any], tile: tuple[int, int]) -> None:
     assert_counted(call, tile)
 

@@ -359,3 +359,11 @@ def test_statistics_are_none_for_float64_and_in_json() -> None:
     assert verdict.passed
     assert verdict.statistical_budget_used is None
     assert '"effects": []' in verdict.to_json()
+
+
+def test_values_without_features_leave_nothing_to_measure() -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 64, 8)).astype(np.float32)
+    output, lse, *_ = ra.attention(q, k, v[..., :0], return_lse=True)
+    verdict = check(output, q, k, v[..., :0], lse=lse)
+    assert verdict.passed
+    assert verdict.effects == ()
