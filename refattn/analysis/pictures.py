@@ -9,10 +9,10 @@ import numpy as np
 from refattn._core.arrays import Array, dtype_name, quiet, to_numpy
 from refattn.contract import Contract, resolve, softmax_bound
 from refattn.methods.exact.rows import attention_rows
-from refattn.testing.checking import case_on_host, check_result_shapes
-from refattn.testing.judge import Terms, parts
 from refattn.testing.probes import Readings
-from refattn.testing.sampling import choose_rows
+from refattn.testing.verdict.checking import case_on_host, check_result_shapes
+from refattn.testing.verdict.judge import Terms, parts
+from refattn.testing.verdict.sampling import choose_rows
 
 # More points than this only thicken the cloud.
 MOST_POINTS = 20_000

@@ -10,11 +10,11 @@ import numpy as np
 
 from refattn._core.arrays import dtype_name
 from refattn._core.checks import check_flag, check_integer
-from refattn.testing.diagnosis import diagnose
+from refattn.testing.diagnosis.fitting import Sample
+from refattn.testing.diagnosis.ranking import diagnose
 from refattn.testing.explanation import Explanation
-from refattn.testing.fitting import Sample
+from refattn.testing.inputs.problems import Inputs, NotRun, inputs, plan
 from refattn.testing.probes import Readings, probe
-from refattn.testing.problems import Inputs, NotRun, inputs, plan
 from refattn.testing.report import CheckResult, Finding, Report, counted
 from refattn.testing.running import run
 from refattn.testing.spec import KernelSpec

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refattn.testing.explanation import Explanation
-from refattn.testing.verdict import plain, share_text
+from refattn.testing.verdict.record import plain, share_text
 
 MOST_LINES = 60
 # Findings that are shown in full; the others get one line.

@@ -14,17 +14,18 @@ from refattn import layouts
 from refattn._call import Call, prepare
 from refattn._core.arrays import Array, dtype_name, from_numpy, is_array, library_of, quiet, to_numpy
 from refattn.contract.formats import unit
-from refattn.testing import bugs, sequences
-from refattn.testing.batches import stored
-from refattn.testing.checking import LSE_BASES
-from refattn.testing.fitting import Sample
-from refattn.testing.judge import Terms, parts
-from refattn.testing.problems import Inputs
-from refattn.testing.ruling import verdict_of
-from refattn.testing.sampling import SAMPLE, Rows, choose_rows, work
-from refattn.testing.sequences import Sequences
+from refattn.testing import bugs
+from refattn.testing.diagnosis.fitting import Sample
+from refattn.testing.inputs.batches import stored
+from refattn.testing.inputs.problems import Inputs
 from refattn.testing.spec import ARGUMENTS, KernelSpec
-from refattn.testing.verdict import Verdict
+from refattn.testing.verdict import sequences
+from refattn.testing.verdict.checking import LSE_BASES
+from refattn.testing.verdict.judge import Terms, parts
+from refattn.testing.verdict.record import Verdict
+from refattn.testing.verdict.ruling import verdict_of
+from refattn.testing.verdict.sampling import SAMPLE, Rows, choose_rows, work
+from refattn.testing.verdict.sequences import Sequences
 
 # Multiply-adds up to which all rows of one problem among many are checked.
 MOST_WORK = 4e9

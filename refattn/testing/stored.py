@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from refattn import layouts, masks
 from refattn._core.arrays import dtype_name, dtype_of, round_to
-from refattn.testing.batches import Batch
-from refattn.testing.checking import check
+from refattn.testing.inputs.batches import Batch
+from refattn.testing.inputs.problems import Inputs, input_dtype, unvaried
 from refattn.testing.kernel import check_inputs
-from refattn.testing.problems import Inputs, input_dtype, unvaried
 from refattn.testing.report import Report
 from refattn.testing.spec import ARGUMENTS, KernelSpec
-from refattn.testing.verdict import Verdict
+from refattn.testing.verdict.checking import check
+from refattn.testing.verdict.record import Verdict
 
 OPERANDS = ("query", "key", "value")
 ARRAYS = (*OPERANDS, "output", "lse", "mask", "bias", "sinks")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from refattn._core.arrays import round_to
 from refattn.contract.formats import FORMATS
-from refattn.testing.cases import NUMBERS, TILES, Case, Limits, limits
+from refattn.testing.inputs.cases import NUMBERS, TILES, Case, Limits, limits
+from refattn.testing.laws.stating import cells_of
 from refattn.testing.spec import LAWS, KernelSpec
-from refattn.testing.stating import cells_of
 
 __all__ = ("arrays", "cases", "lengths")
 

@@ -9,14 +9,14 @@ from typing import Any
 from unittest import SkipTest
 
 from refattn._core.checks import check_flag, check_integer
-from refattn.testing.cases import Case, limits
+from refattn.testing.inputs.cases import Case, limits
 from refattn.testing.laws import CHECKS
-from refattn.testing.observing import Violation
-from refattn.testing.repro import save_repro
+from refattn.testing.laws.observing import Violation
+from refattn.testing.laws.stating import Law
+from refattn.testing.repro.saved import save_repro
+from refattn.testing.repro.shrinking import simpler
 from refattn.testing.running import run
-from refattn.testing.shrinking import simpler
 from refattn.testing.spec import KernelSpec
-from refattn.testing.stating import Law
 
 MAX_EXAMPLES, QUICK_EXAMPLES = 25, 5
 # Problems that are tried to make a failing one smaller; each runs the kernel a few times.

@@ -12,8 +12,8 @@ import numpy as np
 
 from refattn import layouts
 from refattn.testing import KernelSpec, Report, check_kernel
-from refattn.testing.batches import stored
-from refattn.testing.problems import NotRun, inputs, plan
+from refattn.testing.inputs.batches import stored
+from refattn.testing.inputs.problems import NotRun, inputs, plan
 from tests.judge.facts import Facts, legit
 from tests.judge.planted import EVERY, RIGHT, right, spec
 from tests.judge.planting import Bug, spec_of

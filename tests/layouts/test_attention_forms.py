@@ -14,8 +14,8 @@ from refattn import layouts, masks
 from refattn._call import prepare
 from refattn.contract import flash
 from refattn.oracle.operands import Operand
-from refattn.testing.judge import Operands, Terms, right_values
-from refattn.testing.sequences import NOTHING
+from refattn.testing.verdict.judge import Operands, Terms, right_values
+from refattn.testing.verdict.sequences import NOTHING
 
 H, HK, E, EV = 2, 1, 3, 2
 LOWER = masks.causal("lower_right")

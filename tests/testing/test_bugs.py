@@ -14,10 +14,10 @@ import pytest
 import refattn as ra
 from refattn import biases, masks
 from refattn.testing import bugs
-from refattn.testing.batches import Batch
 from refattn.testing.bugs import mask_edits
 from refattn.testing.bugs.engine import run
-from refattn.testing.problems import Inputs
+from refattn.testing.inputs.batches import Batch
+from refattn.testing.inputs.problems import Inputs
 from tests.testing.kernels import normal
 
 # Entries of the catalogue, family by family, and those that no formula of a forward pass tells.

@@ -11,7 +11,8 @@ import pytest
 
 import refattn as ra
 from refattn import masks
-from refattn.testing import KernelSpec, Report, check_kernel, problems
+from refattn.testing import KernelSpec, Report, check_kernel
+from refattn.testing.inputs import problems
 from refattn.testing.spec import ARGUMENTS, LAWS
 from tests.testing.kernels import MISTAKES, TILE, output_of, tiled
 

@@ -10,7 +10,7 @@ import pytest
 import refattn as ra
 from refattn import layouts, masks
 from refattn.testing import Verdict, check
-from refattn.testing.sequences import Sequences, pattern
+from refattn.testing.verdict.sequences import Sequences, pattern
 from tests.messages import assert_raises
 from tests.testing.stored_kernels import paged
 

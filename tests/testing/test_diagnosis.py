@@ -8,10 +8,10 @@ import pytest
 import refattn as ra
 from refattn import masks
 from refattn.testing import KernelSpec, bugs, check_kernel
-from refattn.testing.diagnosis import diagnose
+from refattn.testing.diagnosis.fitting import fits
+from refattn.testing.diagnosis.ranking import diagnose
 from refattn.testing.explanation import Explanation
-from refattn.testing.fitting import fits
-from refattn.testing.problems import Problem, inputs
+from refattn.testing.inputs.problems import Problem, inputs
 from refattn.testing.running import run
 
 SHAPE = {"batch": (1,), "heads": (4, 2), "dims": (16,)}
@@ -136,7 +136,7 @@ def test_every_bug_of_the_catalogue_is_found_again(half):
 
 
 def _inputs(spec, q, k, v):
-    from refattn.testing.problems import Inputs
+    from refattn.testing.inputs.problems import Inputs
 
     return Inputs(q, k, v, dict(spec.arguments(20, 37)))
 

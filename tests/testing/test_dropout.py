@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import refattn as ra
-from refattn.testing import KernelSpec, Report, check_kernel, problems
+from refattn.testing import KernelSpec, Report, check_kernel
+from refattn.testing.inputs import problems
 from refattn.testing.spec import DROPOUT
 
 pytestmark = pytest.mark.usefixtures("without_probes")

@@ -13,7 +13,7 @@ import refattn as ra
 from refattn import contract, masks
 from refattn._core.score import Score
 from refattn.testing import check
-from refattn.testing.effects import Effect, floors
+from refattn.testing.effects.measuring import Effect, floors
 from tests.bounds.emulator import Eager, Kernel, cut, rounded
 from tests.namespaces import numpy_dtype
 

@@ -9,7 +9,7 @@ import pytest
 
 import refattn as ra
 from refattn.testing import KernelSpec
-from refattn.testing.problems import RISE, Inputs, Problem, inputs
+from refattn.testing.inputs.problems import RISE, Inputs, Problem, inputs
 
 SHAPE = (2, (60, 70), (64, 32))  # batch, (L, S), (E, Ev)
 

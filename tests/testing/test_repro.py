@@ -15,8 +15,9 @@ import pytest
 import refattn as ra
 from refattn import masks
 from refattn._cli import main
-from refattn.testing import Case, KernelSpec, captured, laws, load_inputs, replay, repro, save_repro, shrink
+from refattn.testing import Case, KernelSpec, captured, laws, load_inputs, replay, save_repro, shrink
 from refattn.testing.laws import CHECKS
+from refattn.testing.repro import saved as repro
 from tests.conformance.kernels import only_output, tiled
 from tests.testing.stored_kernels import ragged
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import refattn as ra
 from refattn import masks
 from refattn._call import Call, prepare
-from refattn.testing import check, sampling
+from refattn.testing import check
+from refattn.testing.verdict import sampling
 from tests.testing.kernels import drawn, normal
 
 
@@ -118,6 +119,6 @@ def test_keys_that_are_not_held_are_judged_alike(monkeypatch: pytest.MonkeyPatch
     q, k, v = drawn()
     output = ra.attention(q, np.delete(k, 69, axis=-2), np.delete(v, 69, axis=-2))
     held = check(output, q, k, v)
-    monkeypatch.setattr("refattn.testing.judge.HELD", 0)
+    monkeypatch.setattr("refattn.testing.verdict.judge.HELD", 0)
     assert check(output, q, k, v).text == held.text
     assert held.symptoms == ("key 69 takes no part (fits all 32 wrong rows tried)",)

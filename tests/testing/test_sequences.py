@@ -12,7 +12,8 @@ import pytest
 
 import refattn as ra
 from refattn import layouts, masks
-from refattn.testing import KernelSpec, check_kernel, problems
+from refattn.testing import KernelSpec, check_kernel
+from refattn.testing.inputs import problems
 from refattn.testing.spec import LAWS, TABLES
 from refattn.testing.stored import check_file
 from tests.messages import assert_raises
@@ -321,7 +322,7 @@ def test_torch_kernels_get_torch_tables() -> None:
 
 def test_shares_of_rows_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refattn.testing.running.MOST_WORK", 0)
-    monkeypatch.setattr("refattn.testing.sequences.SAMPLE", 16)
+    monkeypatch.setattr("refattn.testing.verdict.sequences.SAMPLE", 16)
     report = check_kernel(KernelSpec(ragged("empty"), accepts=PACKED, **FIELDS), quick=True)
     assert not report.passed
     assert " of " in report.findings[0].text.splitlines()[1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import refattn as ra
 from refattn.testing import Case, KernelSpec, strategies
-from refattn.testing.cases import NUMBERS, limits
+from refattn.testing.inputs.cases import NUMBERS, limits
 from refattn.testing.spec import LAWS
 from tests.testing.stored_kernels import ragged
 

@@ -14,7 +14,7 @@ from refattn._call import Call, prepare
 from refattn._core.arrays import to_numpy
 from refattn.biases import Bias
 from refattn.masks import Mask
-from refattn.testing.problems import Inputs
+from refattn.testing.inputs.problems import Inputs
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]

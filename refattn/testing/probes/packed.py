@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from refattn._core.arrays import round_to
 from refattn.testing.explanation import Explanation
+from refattn.testing.inputs.problems import Inputs, input_dtype
 from refattn.testing.probes.decode import explained
 from refattn.testing.probes.designs import BASE, places
 from refattn.testing.probes.model import Floats, Ints
 from refattn.testing.probes.setting import GAPS, called_with, plain, power
 from refattn.testing.probes.words import numbers
-from refattn.testing.problems import Inputs, input_dtype
 from refattn.testing.running import OPERANDS
 from refattn.testing.spec import KernelSpec
 

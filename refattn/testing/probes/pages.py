@@ -17,9 +17,10 @@ import numpy.typing as npt
 from refattn._core.tiles import tiles
 from refattn.contract.formats import unit
 from refattn.masks import Mask
-from refattn.testing import batches
-from refattn.testing.batches import Batch
 from refattn.testing.explanation import Explanation
+from refattn.testing.inputs import batches
+from refattn.testing.inputs.batches import Batch
+from refattn.testing.inputs.problems import Inputs, input_dtype, unvaried
 from refattn.testing.probes.decode import explained
 from refattn.testing.probes.measured import within
 from refattn.testing.probes.model import Floats, Ints
@@ -27,7 +28,6 @@ from refattn.testing.probes.packed import read_rows
 from refattn.testing.probes.readings import Readings
 from refattn.testing.probes.setting import called_with, plain
 from refattn.testing.probes.words import numbers
-from refattn.testing.problems import Inputs, input_dtype, unvaried
 from refattn.testing.running import OPERANDS
 from refattn.testing.spec import KernelSpec
 

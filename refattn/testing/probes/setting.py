@@ -15,11 +15,11 @@ from refattn._core.score import Score
 from refattn.contract import Contract, errors
 from refattn.contract.formats import FORMATS, unit
 from refattn.testing import running
-from refattn.testing.batches import Batch
-from refattn.testing.checking import LSE_BASES
+from refattn.testing.inputs.batches import Batch
+from refattn.testing.inputs.problems import Inputs, input_dtype, unvaried
 from refattn.testing.probes.model import Floats, Model, Operands, rounded
-from refattn.testing.problems import Inputs, input_dtype, unvaried
 from refattn.testing.spec import KernelSpec
+from refattn.testing.verdict.checking import LSE_BASES
 
 # Weights below this share of the largest are 0 in the format of the sums, whichever way a kernel takes exponentials:
 # e^-104 is half the smallest float32, e^-746 of float64.

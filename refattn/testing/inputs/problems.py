@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from refattn import data, masks
 from refattn._core.arrays import round_to
-from refattn.testing import batches
-from refattn.testing.batches import Batch
+from refattn.testing.inputs import batches
+from refattn.testing.inputs.batches import Batch
 from refattn.testing.spec import ARGUMENTS, DROPOUT, LAWS, TABLES, KernelSpec
 
 Array = npt.NDArray[Any]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from refattn.testing.judge import Compared, Floats
+from refattn.testing.verdict.judge import Compared, Floats
 
 KEY_TILES = (16, 32, 64, 128)
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from refattn import layouts, masks
 from refattn._core.arrays import Array, is_array, round_to, to_numpy
 from refattn._core.checks import check_choice, check_integer
-from refattn.testing import batches
-from refattn.testing.batches import Batch
-from refattn.testing.problems import DROPPED, LAW, Inputs, input_dtype, unvaried
+from refattn.testing.inputs import batches
+from refattn.testing.inputs.batches import Batch
+from refattn.testing.inputs.problems import DROPPED, LAW, Inputs, input_dtype, unvaried
 from refattn.testing.spec import LAWS, KernelSpec
 
 # What a case may ask a kernel for: what says something of each cell (L, S), of which a case asks for one, and the rest.

@@ -12,13 +12,13 @@ import numpy as np
 
 from refattn._core.arrays import round_to
 from refattn._core.checks import check_choice, check_integer
-from refattn.testing.cases import Case, asked_of, inputs_of, limits, operand_dtypes, put_together
-from refattn.testing.cutting import Index, cut
+from refattn.testing.inputs.cases import Case, asked_of, inputs_of, limits, operand_dtypes, put_together
+from refattn.testing.inputs.cutting import Index, cut
+from refattn.testing.inputs.problems import Inputs
 from refattn.testing.laws import CHECKS
-from refattn.testing.observing import Violation
-from refattn.testing.problems import Inputs
+from refattn.testing.laws.observing import Violation
+from refattn.testing.laws.stating import Law
 from refattn.testing.spec import KernelSpec
-from refattn.testing.stating import Law
 
 MOST_RUNS = 400
 

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.arrays import quiet, to_numpy
-from refattn.testing import sequences
-from refattn.testing.checking import LSE_BASES
-from refattn.testing.judge import Terms, parts
-from refattn.testing.problems import Inputs
+from refattn.testing.inputs.problems import Inputs
 from refattn.testing.running import FUNCTION, MOST_WORK, logical, prepared, run, sequences_of
-from refattn.testing.sampling import choose_rows
 from refattn.testing.spec import KernelSpec
-from refattn.testing.verdict import Verdict, place, runs, share_text
+from refattn.testing.verdict import sequences
+from refattn.testing.verdict.checking import LSE_BASES
+from refattn.testing.verdict.judge import Terms, parts
+from refattn.testing.verdict.record import Verdict, place, runs, share_text
+from refattn.testing.verdict.sampling import choose_rows
 
 Floats = npt.NDArray[np.float64]
 Store = Callable[[Sequence[Any]], Sequence[Any]]

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from refattn._call import Call
 from refattn.contract import Bound, Contract
 from refattn.contract.statistics import ALPHA, applies, sigmas, softmax_noise, statistical_bound
-from refattn.testing import effects
-from refattn.testing.effects import Effect
-from refattn.testing.evidence import Evidence
-from refattn.testing.judge import Compared, Part, Right
-from refattn.testing.sampling import Rows
+from refattn.testing.effects import measuring as effects
+from refattn.testing.effects.evidence import Evidence
+from refattn.testing.effects.measuring import Effect
+from refattn.testing.verdict.judge import Compared, Part, Right
+from refattn.testing.verdict.sampling import Rows
 
 Floats = npt.NDArray[np.float64]
 

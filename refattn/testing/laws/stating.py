@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from refattn._core.arrays import dtype_name
-from refattn.testing.cases import CELLS, Case, inputs_of, limits
-from refattn.testing.observing import NotApplicable, Violation
-from refattn.testing.problems import Inputs
+from refattn.testing.inputs.cases import CELLS, Case, inputs_of, limits
+from refattn.testing.inputs.problems import Inputs
+from refattn.testing.laws.observing import NotApplicable, Violation
 from refattn.testing.spec import KernelSpec
 
 Unfit = Callable[[KernelSpec], str | None]

@@ -19,12 +19,12 @@ from refattn.layouts import Layout
 from refattn.layouts.orders import AXES, logical_order, stored_order
 from refattn.layouts.orders import ORDERS as LAYOUTS
 from refattn.methods.exact.capabilities import CAPABILITIES
-from refattn.testing import sequences
-from refattn.testing.judge import Terms
-from refattn.testing.ruling import verdict_of
-from refattn.testing.sampling import choose_rows
-from refattn.testing.sequences import NOTHING
-from refattn.testing.verdict import Verdict
+from refattn.testing.verdict import sequences
+from refattn.testing.verdict.judge import Terms
+from refattn.testing.verdict.record import Verdict
+from refattn.testing.verdict.ruling import verdict_of
+from refattn.testing.verdict.sampling import choose_rows
+from refattn.testing.verdict.sequences import NOTHING
 
 LSE_BASES = {"e": 1.0, "2": math.log(2)}
 EMPTY_ROWS = {"zeros": 0.0, "nan": math.nan, "mean": None, "undefined": None}

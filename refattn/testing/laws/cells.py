@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from refattn._core.arrays import quiet, round_to
 from refattn.contract.formats import FORMATS, unit
-from refattn.testing.cases import limits, operand_dtypes
-from refattn.testing.cutting import cut
-from refattn.testing.laws_of_calls import random_of
-from refattn.testing.observing import (
+from refattn.testing.inputs.cases import limits, operand_dtypes
+from refattn.testing.inputs.cutting import cut
+from refattn.testing.inputs.problems import Inputs
+from refattn.testing.laws.calls import random_of
+from refattn.testing.laws.observing import (
     NotApplicable,
     Right,
     Seen,
@@ -23,9 +24,8 @@ from refattn.testing.observing import (
     right_values,
     visible,
 )
-from refattn.testing.problems import Inputs
+from refattn.testing.laws.stating import free, law, masked, masking, without
 from refattn.testing.spec import KernelSpec
-from refattn.testing.stating import free, law, masked, masking, without
 
 CELLS = ("mask", "bias", "dropout_mask")
 

@@ -13,11 +13,11 @@ from refattn._call import Call
 from refattn._core.arrays import dtype_name, quiet
 from refattn.contract import Contract, eager
 from refattn.contract.presets import FLASH
-from refattn.testing import symptoms
-from refattn.testing.judge import Part, Terms, parts
-from refattn.testing.sampling import Rows
-from refattn.testing.verdict import Tally, Verdict
-from refattn.testing.watching import Statistics
+from refattn.testing.effects.watching import Statistics
+from refattn.testing.verdict import symptoms
+from refattn.testing.verdict.judge import Part, Terms, parts
+from refattn.testing.verdict.record import Tally, Verdict
+from refattn.testing.verdict.sampling import Rows
 
 # Parts with wrong rows that are kept for the search for symptoms.
 MOST_PARTS = 64

@@ -19,13 +19,13 @@ from refattn import layouts
 from refattn._core.arrays import dtype_name, dtype_of, from_numpy, to_numpy
 from refattn.contract import Contract
 from refattn.layouts import Layout
-from refattn.testing.batches import Batch
-from refattn.testing.cases import Case, asked_of, captured, inputs_of, put_together
-from refattn.testing.observing import Recorder, Violation, cells, right_values
-from refattn.testing.problems import Inputs
+from refattn.testing.inputs.batches import Batch
+from refattn.testing.inputs.cases import Case, asked_of, captured, inputs_of, put_together
+from refattn.testing.inputs.problems import Inputs
+from refattn.testing.laws.observing import Recorder, Violation, cells, right_values
+from refattn.testing.repro.scripts import script
+from refattn.testing.repro.shrinking import named_check
 from refattn.testing.running import run
-from refattn.testing.scripts import script
-from refattn.testing.shrinking import named_check
 from refattn.testing.spec import TABLES, KernelSpec
 
 FORMAT = 1

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from refattn import layouts
 from refattn._core.arrays import from_numpy, round_to, to_numpy
-from refattn.testing.cases import TILES, Case, limits, operand_dtypes
-from refattn.testing.cutting import cut
-from refattn.testing.observing import (
+from refattn.testing.inputs.cases import TILES, Case, limits, operand_dtypes
+from refattn.testing.inputs.cutting import cut
+from refattn.testing.inputs.problems import Inputs
+from refattn.testing.laws.observing import (
     NotApplicable,
     Seen,
     Violation,
@@ -24,9 +25,8 @@ from refattn.testing.observing import (
     right_values,
     visible,
 )
-from refattn.testing.problems import Inputs
+from refattn.testing.laws.stating import cells_of, computes, law, unpacked
 from refattn.testing.spec import KernelSpec
-from refattn.testing.stating import cells_of, computes, law, unpacked
 
 
 def random_of(given: Inputs) -> np.random.Generator:

@@ -24,8 +24,8 @@ from refattn.masks.bands import Band
 from refattn.masks.combine import Not, Pair
 from refattn.methods.exact import reference
 from refattn.oracle.operands import Operand
-from refattn.testing import lost_keys
-from refattn.testing.judge import (
+from refattn.testing.verdict import lost_keys
+from refattn.testing.verdict.judge import (
     TILE_KEYS,
     Compared,
     Floats,
@@ -37,7 +37,7 @@ from refattn.testing.judge import (
     right_values,
     slabs,
 )
-from refattn.testing.sampling import Rows
+from refattn.testing.verdict.sampling import Rows
 
 TRIED = 32
 # Keys up to which the weights of the wrong rows are written out, and key by value numbers up to which lost ones are

@@ -19,7 +19,7 @@ from refattn._core.score import Score
 from refattn.contract import Contract, errors
 from refattn.contract.formats import FORMATS, unit
 from refattn.contract.statistics import sigmas
-from refattn.testing.evidence import EDGES, LARGEST, Evidence, Keys
+from refattn.testing.effects.evidence import EDGES, LARGEST, Evidence, Keys
 from refattn.testing.explanation import Explanation
 
 Floats = npt.NDArray[np.float64]

@@ -1,8 +1,8 @@
 """What errors have in common, gathered part by part: sums of errors along the changes that known mistakes make.
 
 An error is weighed by the inverse of its expected square. Along a direction g it gives <err, g> and <g, g>, and their
-quotient is the size beta of the mistake; `refattn.testing.effects` judges these. Everything here is statistics, for
-which float32 is enough; errors are taken in float64 before they get here.
+quotient is the size beta of the mistake; `refattn.testing.effects.measuring` judges these. Everything here is
+statistics, for which float32 is enough; errors are taken in float64 before they get here.
 """
 
 from __future__ import annotations

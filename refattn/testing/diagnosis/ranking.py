@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from refattn.testing import fitting
+from refattn.testing.diagnosis import fitting
+from refattn.testing.diagnosis.fitting import Sample
 from refattn.testing.explanation import INSTRUMENTS, Explanation
-from refattn.testing.fitting import Sample
 
 # Explanations that a report keeps.
 MOST = 8

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.arrays import round_to
-from refattn.testing.cases import operand_dtypes
-from refattn.testing.laws_of_calls import random_of
-from refattn.testing.observing import NotApplicable, hold_results, observe, right_values
-from refattn.testing.problems import Inputs
+from refattn.testing.inputs.cases import operand_dtypes
+from refattn.testing.inputs.problems import Inputs
+from refattn.testing.laws.calls import random_of
+from refattn.testing.laws.observing import NotApplicable, hold_results, observe, right_values
+from refattn.testing.laws.stating import batched, law
 from refattn.testing.spec import KernelSpec
-from refattn.testing.stating import batched, law
 
 # Heads, or batch entries, that are held against the others one by one.
 FEW = 3

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refattn.testing.batches import Batch
-from refattn.testing.cases import asked_of, put_together
-from refattn.testing.problems import Inputs
+from refattn.testing.inputs.batches import Batch
+from refattn.testing.inputs.cases import asked_of, put_together
+from refattn.testing.inputs.problems import Inputs
 from refattn.testing.spec import KernelSpec
 
 Index = npt.NDArray[np.int64]

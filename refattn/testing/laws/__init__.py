@@ -7,7 +7,7 @@ or about the given problem, raises `unittest.SkipTest` with the reason.
 
 from __future__ import annotations
 
-from refattn.testing.laws_of_calls import (
+from refattn.testing.laws.calls import (
     check_determinism,
     check_empty_rows,
     check_forward,
@@ -17,16 +17,16 @@ from refattn.testing.laws_of_calls import (
     check_strides,
     check_tile_edges,
 )
-from refattn.testing.laws_of_cells import (
+from refattn.testing.laws.cells import (
     check_causality,
     check_key_permutation,
     check_masked_nan,
     check_split_merge,
     check_value_linearity,
 )
-from refattn.testing.laws_of_heads import check_batch_independence, check_head_independence, check_nan_containment
-from refattn.testing.observing import NotApplicable, Violation
-from refattn.testing.stating import Law
+from refattn.testing.laws.heads import check_batch_independence, check_head_independence, check_nan_containment
+from refattn.testing.laws.observing import NotApplicable, Violation
+from refattn.testing.laws.stating import Law
 
 __all__ = (
     "CHECKS",

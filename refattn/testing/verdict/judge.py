@@ -21,7 +21,7 @@ from refattn.methods.exact import reference
 from refattn.oracle import float64
 from refattn.oracle.operands import Operand
 from refattn.oracle.problem import Problem as Exact
-from refattn.testing.sampling import Rows
+from refattn.testing.verdict.sampling import Rows
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -18,9 +18,9 @@ from refattn.layouts.orders import AXES, logical_order, stored_order
 from refattn.layouts.paged import PAGES, gathered
 from refattn.layouts.ragged import logical
 from refattn.masks import Mask
-from refattn.testing.judge import Terms, parts
-from refattn.testing.sampling import MOST_WORK, SAMPLE, Rows, choose_rows, work
-from refattn.testing.verdict import Verdict
+from refattn.testing.verdict.judge import Terms, parts
+from refattn.testing.verdict.record import Verdict
+from refattn.testing.verdict.sampling import MOST_WORK, SAMPLE, Rows, choose_rows, work
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from refattn._core.arrays import quiet
 from refattn.testing import bugs
 from refattn.testing.explanation import Explanation
-from refattn.testing.judge import Compared, Part
-from refattn.testing.verdict import runs
+from refattn.testing.verdict.judge import Compared, Part
+from refattn.testing.verdict.record import runs
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""Problems that show a fault: shrunk, saved as two files, and replayed."""
