@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from refattn.methods.flash.decode import flash_decode
     from refattn.methods.flash.interface import flash_attention
     from refattn.methods.flash.online import online_softmax
+    from refattn.methods.recurrent.arguments import RecurrentResult
+    from refattn.methods.recurrent.backward import RecurrentGradient, recurrent_attention_gradient
+    from refattn.methods.recurrent.bound import recurrent_error_bound
+    from refattn.methods.recurrent.interface import recurrent_attention
     from refattn.transforms import LatentAttention, absorb_mla, expand_mla, rotary_cos_sin, rotary_embedding
 
 __version__ = "0.1.0"
@@ -35,6 +39,8 @@ __all__ = (
     "Cost",
     "ImplementationError",
     "LatentAttention",
+    "RecurrentGradient",
+    "RecurrentResult",
     "absorb_mla",
     "attention",
     "attention_gradient",
@@ -55,6 +61,9 @@ __all__ = (
     "merge_states",
     "online_softmax",
     "oracle",
+    "recurrent_attention",
+    "recurrent_attention_gradient",
+    "recurrent_error_bound",
     "rotary_cos_sin",
     "rotary_embedding",
     "testing",
@@ -70,6 +79,8 @@ _HOMES = {
     "Cost": "_core.cost",
     "ImplementationError": "_core.choice",
     "LatentAttention": "transforms",
+    "RecurrentGradient": "methods.recurrent.backward",
+    "RecurrentResult": "methods.recurrent.arguments",
     "absorb_mla": "transforms",
     "attention": "methods.exact.interface",
     "attention_gradient": "methods.exact.backward",
@@ -83,6 +94,9 @@ _HOMES = {
     "from_numpy": "_core.arrays",
     "merge_states": "methods.exact.merge",
     "online_softmax": "methods.flash.online",
+    "recurrent_attention": "methods.recurrent.interface",
+    "recurrent_attention_gradient": "methods.recurrent.backward",
+    "recurrent_error_bound": "methods.recurrent.bound",
     "rotary_cos_sin": "transforms",
     "rotary_embedding": "transforms",
     "to_numpy": "_core.arrays",

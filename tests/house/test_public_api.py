@@ -17,6 +17,7 @@ WITHOUT_CAPABILITIES = {
     "cost",
     "expand_mla",
     "from_numpy",
+    "recurrent_error_bound",
     "rotary_cos_sin",
     "rotary_embedding",
     "to_numpy",
