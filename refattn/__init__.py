@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from refattn.methods.flash.decode import flash_decode
     from refattn.methods.flash.interface import flash_attention
     from refattn.methods.flash.online import online_softmax
+    from refattn.methods.performer.bound import performer_error_bound
+    from refattn.methods.performer.interface import performer_attention
+    from refattn.methods.performer.projection import random_projection
     from refattn.methods.recurrent.arguments import RecurrentResult
     from refattn.methods.recurrent.backward import RecurrentGradient, recurrent_attention_gradient
     from refattn.methods.recurrent.bound import recurrent_error_bound
@@ -61,6 +64,9 @@ __all__ = (
     "merge_states",
     "online_softmax",
     "oracle",
+    "performer_attention",
+    "performer_error_bound",
+    "random_projection",
     "recurrent_attention",
     "recurrent_attention_gradient",
     "recurrent_error_bound",
@@ -94,6 +100,9 @@ _HOMES = {
     "from_numpy": "_core.arrays",
     "merge_states": "methods.exact.merge",
     "online_softmax": "methods.flash.online",
+    "performer_attention": "methods.performer.interface",
+    "performer_error_bound": "methods.performer.bound",
+    "random_projection": "methods.performer.projection",
     "recurrent_attention": "methods.recurrent.interface",
     "recurrent_attention_gradient": "methods.recurrent.backward",
     "recurrent_error_bound": "methods.recurrent.bound",

@@ -17,6 +17,8 @@ WITHOUT_CAPABILITIES = {
     "cost",
     "expand_mla",
     "from_numpy",
+    "performer_error_bound",
+    "random_projection",
     "recurrent_error_bound",
     "rotary_cos_sin",
     "rotary_embedding",

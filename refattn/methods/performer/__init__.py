@@ -1,0 +1,1 @@
+"""Random-feature attention, Performer: softmax's kernel as an expectation of products of features."""
