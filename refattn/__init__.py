@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from refattn.methods.flash.decode import flash_decode
     from refattn.methods.flash.interface import flash_attention
     from refattn.methods.flash.online import online_softmax
+    from refattn.methods.linformer.bound import linformer_error_bound
+    from refattn.methods.linformer.interface import linformer_attention
+    from refattn.methods.linformer.nystrom import nystrom_attention
+    from refattn.methods.linformer.projection import linformer_projection
     from refattn.methods.performer.bound import performer_error_bound
     from refattn.methods.performer.interface import performer_attention
     from refattn.methods.performer.projection import random_projection
@@ -60,8 +64,12 @@ __all__ = (
     "flash_decode",
     "from_numpy",
     "layouts",
+    "linformer_attention",
+    "linformer_error_bound",
+    "linformer_projection",
     "masks",
     "merge_states",
+    "nystrom_attention",
     "online_softmax",
     "oracle",
     "performer_attention",
@@ -98,7 +106,11 @@ _HOMES = {
     "flash_attention_gradient": "methods.flash.backward",
     "flash_decode": "methods.flash.decode",
     "from_numpy": "_core.arrays",
+    "linformer_attention": "methods.linformer.interface",
+    "linformer_error_bound": "methods.linformer.bound",
+    "linformer_projection": "methods.linformer.projection",
     "merge_states": "methods.exact.merge",
+    "nystrom_attention": "methods.linformer.nystrom",
     "online_softmax": "methods.flash.online",
     "performer_attention": "methods.performer.interface",
     "performer_error_bound": "methods.performer.bound",

@@ -17,6 +17,8 @@ WITHOUT_CAPABILITIES = {
     "cost",
     "expand_mla",
     "from_numpy",
+    "linformer_error_bound",
+    "linformer_projection",
     "performer_error_bound",
     "random_projection",
     "recurrent_error_bound",
