@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from refattn.methods.linformer.interface import linformer_attention
     from refattn.methods.linformer.nystrom import nystrom_attention
     from refattn.methods.linformer.projection import linformer_projection
+    from refattn.methods.performer.backward import performer_attention_gradient
     from refattn.methods.performer.bound import performer_error_bound
     from refattn.methods.performer.interface import performer_attention
     from refattn.methods.performer.projection import random_projection
@@ -73,6 +74,7 @@ __all__ = (
     "online_softmax",
     "oracle",
     "performer_attention",
+    "performer_attention_gradient",
     "performer_error_bound",
     "random_projection",
     "recurrent_attention",
@@ -113,6 +115,7 @@ _HOMES = {
     "nystrom_attention": "methods.linformer.nystrom",
     "online_softmax": "methods.flash.online",
     "performer_attention": "methods.performer.interface",
+    "performer_attention_gradient": "methods.performer.backward",
     "performer_error_bound": "methods.performer.bound",
     "random_projection": "methods.performer.projection",
     "recurrent_attention": "methods.recurrent.interface",

@@ -91,3 +91,11 @@ def test_arguments(function: str, arguments: dict[str, Any], error: type[Excepti
         "random_projection": {},
     }[function]
     assert_raises(lambda: getattr(ra, function)(**right | arguments), error, f"{function}: {text}")
+
+
+def test_the_gradient_takes_no_eps_of_positive_features() -> None:
+    assert_raises(
+        lambda: ra.performer_attention_gradient(np.zeros((4, 3, 6)), Q, K, V, projection=W, eps=1e-4),
+        ValueError,
+        "performer_attention_gradient: eps must be 0 for positive features: a maximum has no gradient; got 0.0001.",
+    )

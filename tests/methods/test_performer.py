@@ -127,6 +127,36 @@ def test_every_library_gives_the_same(problem: dict[str, Any], name: str) -> Non
     assert_agree(lib.values(ra.performer_attention(**given)), out, 2 * radius)
 
 
+@given(problem=problems(), seed=st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_gradients_are_those_of_torch(problem: dict[str, Any], seed: int) -> None:
+    torch = pytest.importorskip("torch")
+    calm = {name: problem[name] / max(1.0, np.abs(problem[name]).max() / 3) for name in ("query", "key")}
+    problem |= calm
+    leaves = {name: torch.tensor(problem[name], requires_grad=True) for name in ("query", "key", "value")}
+    output = ra.performer_attention(**problem | leaves | {"projection": torch.tensor(problem["projection"])})
+    dO = np.random.default_rng(seed).standard_normal(tuple(output.shape))
+    want = torch.autograd.grad((output * torch.tensor(dO)).sum(), list(leaves.values()))
+    got = ra.performer_attention_gradient(dO, **problem)
+    q, k, v, W, kind, causal = problem.values()
+    out, radius = dense(q, k, v, W, kind, causal=causal)
+    # A gradient has the factors of the output, and do, and W or x for each feature; each rounds as often.
+    worst = np.max(radius / (np.abs(out) + 1e-300), initial=0.0) + U
+    for name, theirs in zip(leaves, want, strict=True):
+        ours, theirs = getattr(got, name), theirs.numpy()
+        size = 1 + np.abs(dO).max(initial=0) * (1 + np.abs(v).max(initial=0)) * (1 + np.abs(W).max()) * 3 * dO.size
+        assert_agree(ours, theirs, np.full(ours.shape, 64 * worst * size), what=name)
+
+
+def test_gradients_of_large_keys_are_finite() -> None:
+    q, k, v, dO = np.random.default_rng(12).standard_normal((4, 1, 6, 4))
+    W = ra.random_projection(16, 4, rng=1)
+    for kind in ("positive", "hyperbolic"):
+        for causal in (False, True):
+            found = ra.performer_attention_gradient(dO, q, 200 * k, v, projection=W, features=kind, is_causal=causal)
+            assert all(np.isfinite(x).all() for x in found[:3])
+
+
 @pytest.mark.parametrize(("M", "E"), [(3, 8), (8, 8), (20, 8), (1, 1)])
 def test_vectors_of_a_block_are_orthogonal(M: int, E: int) -> None:
     for qr in ("sign", "lapack"):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from refattn._call import Call, prepare
 from refattn._core import checks
-from refattn._core.arrays import FLOATS, Array, array_namespace, float64
+from refattn._core.arrays import FLOATS, Array, Namespace, array_namespace, float64
+from refattn._core.random_features import Features
 from refattn.methods.performer import reference
-from refattn.methods.performer.reference import Features
 
 KINDS = ("positive", "hyperbolic", "trigonometric", "relu")
 # What is added to features where the call says nothing, by kind; the other kinds add nothing.
@@ -18,12 +18,13 @@ EPS = {"positive": 0.0, "relu": 1e-3}
 
 @dataclass(frozen=True, eq=False)
 class Performer:
-    """A checked call: features of queries (..., Hk, G, L, M) and keys (..., Hk, 1, S, M), and values, float64."""
+    """A checked call in float64: features of queries (..., Hk, G, L, M) and keys (..., Hk, 1, S, M), values, and W."""
 
     call: Call
     Q: Features
     K: Features
     V: Array
+    W: Array
     causal: bool
 
 
@@ -55,12 +56,10 @@ def gather(
     of_query, of_key = (
         features_of(root * X, W, features, added, axes=axes, xp=call.xp) for X, axes in ((Q, (-1,)), (K, (-2, -1)))
     )
-    return Performer(call, of_query, of_key, V, is_causal)
+    return Performer(call, of_query, of_key, V, W, is_causal)
 
 
-def features_of(
-    X: Array, W: Array, kind: str, eps: float, *, axes: tuple[int, ...], xp: reference.Namespace
-) -> Features:
+def features_of(X: Array, W: Array, kind: str, eps: float, *, axes: tuple[int, ...], xp: Namespace) -> Features:
     """Features of one kind, without the factor 1/sqrt(M), which cancels in attention."""
     if kind == "relu":
         return reference.relu(X, W, eps=eps, xp=xp)
