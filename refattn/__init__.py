@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from refattn.methods.flash.decode import flash_decode
     from refattn.methods.flash.interface import flash_attention
     from refattn.methods.flash.online import online_softmax
+    from refattn.methods.linformer.backward import (
+        LinformerGradient,
+        linformer_attention_gradient,
+        nystrom_attention_gradient,
+    )
     from refattn.methods.linformer.bound import linformer_error_bound
     from refattn.methods.linformer.interface import linformer_attention
     from refattn.methods.linformer.nystrom import nystrom_attention
@@ -47,6 +52,7 @@ __all__ = (
     "Cost",
     "ImplementationError",
     "LatentAttention",
+    "LinformerGradient",
     "RecurrentGradient",
     "RecurrentResult",
     "absorb_mla",
@@ -66,11 +72,13 @@ __all__ = (
     "from_numpy",
     "layouts",
     "linformer_attention",
+    "linformer_attention_gradient",
     "linformer_error_bound",
     "linformer_projection",
     "masks",
     "merge_states",
     "nystrom_attention",
+    "nystrom_attention_gradient",
     "online_softmax",
     "oracle",
     "performer_attention",
@@ -95,6 +103,7 @@ _HOMES = {
     "Cost": "_core.cost",
     "ImplementationError": "_core.choice",
     "LatentAttention": "transforms",
+    "LinformerGradient": "methods.linformer.backward",
     "RecurrentGradient": "methods.recurrent.backward",
     "RecurrentResult": "methods.recurrent.arguments",
     "absorb_mla": "transforms",
@@ -109,10 +118,12 @@ _HOMES = {
     "flash_decode": "methods.flash.decode",
     "from_numpy": "_core.arrays",
     "linformer_attention": "methods.linformer.interface",
+    "linformer_attention_gradient": "methods.linformer.backward",
     "linformer_error_bound": "methods.linformer.bound",
     "linformer_projection": "methods.linformer.projection",
     "merge_states": "methods.exact.merge",
     "nystrom_attention": "methods.linformer.nystrom",
+    "nystrom_attention_gradient": "methods.linformer.backward",
     "online_softmax": "methods.flash.online",
     "performer_attention": "methods.performer.interface",
     "performer_attention_gradient": "methods.performer.backward",

@@ -202,3 +202,38 @@ def test_every_library_gives_the_same(problem: Any, name: str) -> None:
     assert_agree(got, want, radius(*mixed) + room)
     both = [lib.values(ra.nystrom_attention(*given, landmarks=1)), ra.nystrom_attention(*problem, landmarks=1)]
     assert_agree(both[0], both[1], radius(*problem) + 256 * U * np.abs(problem[2]).max())
+
+
+@given(problem=arrays(), per_head=st.booleans(), both=st.booleans(), seed=st.integers(0, 2**32))
+@settings(max_examples=25)
+def test_gradients_of_linformer_are_those_of_torch(problem: Any, per_head: bool, both: bool, seed: int) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(seed)
+    shape = (*((problem[1].shape[1],) if per_head else ()), problem[1].shape[2], 3)
+    leaves = dict(zip(("query", "key", "value"), problem, strict=True)) | {"key_projection": rng.standard_normal(shape)}
+    leaves |= {"value_projection": rng.standard_normal(shape)} if both else {}
+    tensors = {name: torch.tensor(x, requires_grad=True) for name, x in leaves.items()}
+    assert_gradients(ra.linformer_attention(**tensors), tensors, leaves, ra.linformer_attention_gradient, rng)
+
+
+@given(problem=arrays(), coupled=st.booleans(), iterations=st.integers(0, 4), seed=st.integers(0, 2**32))
+@settings(max_examples=25)
+def test_gradients_of_nystrom_are_those_of_torch(problem: Any, coupled: bool, iterations: int, seed: int) -> None:
+    torch = pytest.importorskip("torch")
+    leaves = dict(zip(("query", "key", "value"), problem, strict=True))
+    tensors = {name: torch.tensor(x, requires_grad=True) for name, x in leaves.items()}
+    more = {"landmarks": min(3, problem[0].shape[2], problem[1].shape[2])}
+    more |= {"coupled": coupled, "iterations": iterations}
+    output = ra.nystrom_attention(**tensors, **more)
+    assert_gradients(output, tensors, leaves, ra.nystrom_attention_gradient, np.random.default_rng(seed), **more)
+
+
+def assert_gradients(output: Any, tensors: Any, leaves: Any, function: Any, rng: Any, **more: Any) -> None:
+    """A gradient is what torch makes of the forward pass, to a thousand roundings of the largest number about."""
+    torch = pytest.importorskip("torch")
+    dO = rng.standard_normal(tuple(output.shape))
+    want = torch.autograd.grad((output * torch.tensor(dO)).sum(), list(tensors.values()))
+    got = function(dO, **leaves, **more)
+    size = max(np.abs(x.numpy()).max(initial=1.0) for x in want) * (1 + max(np.abs(x).max() for x in leaves.values()))
+    for name, theirs in zip(leaves, want, strict=True):
+        assert_agree(getattr(got, name), theirs.numpy(), np.full(theirs.shape, 1e3 * U * size), what=name)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from refattn._call import prepare
-from refattn._core.arrays import FLOATS, Array, Namespace, array_namespace, float64, quiet
-from refattn._core.checks import check_array
+from refattn._core.arrays import Array, quiet
 from refattn._core.choice import choose, declare
 from refattn.methods.linformer import reference
+from refattn.methods.linformer.arguments import projections
 from refattn.methods.linformer.capabilities import LINFORMER
 
 
@@ -93,26 +93,6 @@ def linformer_attention(
         name, query, key, value, mask=None, bias=None, is_causal=False, scale=scale, softcap=None, sinks=None,
         dtype=dtype,
     )  # fmt: skip
-    E = _projection(name, "key_projection", key_projection, key, call.xp)
-    F = E if value_projection is None else _projection(name, "value_projection", value_projection, key, call.xp)
-    if E.shape[-1] != F.shape[-1]:
-        raise ValueError(
-            f"{name}: key_projection and value_projection must have the same rank R (axis -1); got {E.shape[-1]} and "
-            f"{F.shape[-1]}."
-        )
+    E, F = projections(name, key_projection, value_projection, key, call.xp)
     O = reference.linformer_attention(*call.grouped(), E, F, scale=call.score.scale, xp=call.xp)
     return call.rounded(call.headed(O, 2))
-
-
-def _projection(function: str, name: str, projection: Array, key: Array, xp: Namespace) -> Array:
-    """A projection (S, R), or (Hk, 1, S, R), in float64."""
-    check_array(function, name, projection, FLOATS)
-    array_namespace(function, key=key, **{name: projection})
-    shape, Hk, S = tuple(projection.shape), key.shape[-3], key.shape[-2]
-    if shape[:-1] not in ((S,), (Hk, S)) or 0 in shape:
-        raise ValueError(
-            f"{function}: {name} must have shape (S, R) or (Hk, S, R) with S={S}, Hk={Hk}, and S and R at least 1; got "
-            f"{shape}."
-        )
-    wide = float64(projection, xp)
-    return wide if len(shape) == 2 else xp.expand_dims(wide, axis=-3)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from refattn._call import prepare
 from refattn._core.arrays import Array, quiet
-from refattn._core.checks import check_flag, check_integer
 from refattn._core.choice import choose, declare
 from refattn.methods.linformer import reference
+from refattn.methods.linformer.arguments import check_landmarks
 from refattn.methods.linformer.capabilities import NYSTROM
 
 
@@ -92,16 +92,11 @@ def nystrom_attention(
     """
     choose(NYSTROM, implementation)
     name = NYSTROM.function
-    iterations = check_integer(name, "iterations", iterations)
-    coupled = check_flag(name, "coupled", coupled)
-    M = check_integer(name, "landmarks", landmarks, least=1)
     call = prepare(
         name, query, key, value, mask=None, bias=None, is_causal=False, scale=scale, softcap=None, sinks=None,
         dtype=dtype,
     )  # fmt: skip
-    L, S = call.score.lengths
-    if min(L, S) < M:
-        raise ValueError(f"{name}: landmarks must not be more than the queries or keys; got {M} for L={L} and S={S}.")
+    M, iterations, coupled = check_landmarks(name, landmarks, iterations, coupled, call.score.lengths)
     O = reference.nystrom_attention(
         *call.grouped(), landmarks=M, iterations=iterations, coupled=coupled, scale=call.score.scale, xp=call.xp
     )
