@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from refattn.methods.flash.decode import flash_decode
     from refattn.methods.flash.interface import flash_attention
     from refattn.methods.flash.online import online_softmax
+    from refattn.methods.linear.backward import linear_attention_gradient
+    from refattn.methods.linear.decode import linear_decode
+    from refattn.methods.linear.interface import linear_attention
+    from refattn.methods.linear.maps import cosformer_features, fourier_features, fourier_frequencies
+    from refattn.methods.linear.measure import linear_error_bound
+    from refattn.methods.linear.records import LinearGradient, LinearResult, LinearState
     from refattn.methods.linformer.backward import (
         LinformerGradient,
         linformer_attention_gradient,
@@ -52,6 +58,9 @@ __all__ = (
     "Cost",
     "ImplementationError",
     "LatentAttention",
+    "LinearGradient",
+    "LinearResult",
+    "LinearState",
     "LinformerGradient",
     "RecurrentGradient",
     "RecurrentResult",
@@ -63,14 +72,21 @@ __all__ = (
     "biases",
     "contract",
     "conventions",
+    "cosformer_features",
     "cost",
     "data",
     "expand_mla",
     "flash_attention",
     "flash_attention_gradient",
     "flash_decode",
+    "fourier_features",
+    "fourier_frequencies",
     "from_numpy",
     "layouts",
+    "linear_attention",
+    "linear_attention_gradient",
+    "linear_decode",
+    "linear_error_bound",
     "linformer_attention",
     "linformer_attention_gradient",
     "linformer_error_bound",
@@ -103,6 +119,9 @@ _HOMES = {
     "Cost": "_core.cost",
     "ImplementationError": "_core.choice",
     "LatentAttention": "transforms",
+    "LinearGradient": "methods.linear.records",
+    "LinearResult": "methods.linear.records",
+    "LinearState": "methods.linear.records",
     "LinformerGradient": "methods.linformer.backward",
     "RecurrentGradient": "methods.recurrent.backward",
     "RecurrentResult": "methods.recurrent.arguments",
@@ -111,12 +130,19 @@ _HOMES = {
     "attention_gradient": "methods.exact.backward",
     "attention_rows": "methods.exact.rows",
     "attention_scores": "methods.exact.scores",
+    "cosformer_features": "methods.linear.maps",
     "cost": "_cost",
     "expand_mla": "transforms",
     "flash_attention": "methods.flash.interface",
     "flash_attention_gradient": "methods.flash.backward",
     "flash_decode": "methods.flash.decode",
+    "fourier_features": "methods.linear.maps",
+    "fourier_frequencies": "methods.linear.maps",
     "from_numpy": "_core.arrays",
+    "linear_attention": "methods.linear.interface",
+    "linear_attention_gradient": "methods.linear.backward",
+    "linear_decode": "methods.linear.decode",
+    "linear_error_bound": "methods.linear.measure",
     "linformer_attention": "methods.linformer.interface",
     "linformer_attention_gradient": "methods.linformer.backward",
     "linformer_error_bound": "methods.linformer.bound",

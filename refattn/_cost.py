@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -43,8 +44,8 @@ def cost(
     Parameters
     ----------
     function : callable
-        Public function of query, key and value that counts its costs: `attention`, `flash_attention`, or the gradient
-        of one.
+        Public function of query, key and value that counts its costs: `attention`, `flash_attention`, the gradient of
+        one, or `linear_attention`.
     query : array, shape (..., H, L, E), or its shape
         Queries, of which only shape and dtype are looked at; anything with both will do.
     key : array, shape (..., Hk, S, E), or its shape
@@ -56,7 +57,8 @@ def cost(
     form : str, optional
         Algorithm to count; default the function's first. "reference": refattn's own, float64 array operations one by
         one. "standard": scores and weights written to memory and read back. "flash": FlashAttention-2, each query tile
-        against all key tiles. "flash_2022": FlashAttention, each key tile against all query tiles.
+        against all key tiles. "flash_2022": FlashAttention, each key tile against all query tiles. "quadratic",
+        "recurrent" and "chunked" are those of `linear_attention`.
     tile : (int, int), optional
         For tiled forms: query positions and keys in a tile; default (128, 128), for the reference of `flash_attention`
         its own.
@@ -178,6 +180,7 @@ def _work(
         tile=_tile(tile),
         on_chip=None if on_chip is None else checks.check_integer("cost", "on_chip", on_chip, least=1),
         pack_gqa=checks.check_flag("cost", "pack_gqa", pack_gqa),
+        given=MappingProxyType(dict(arguments)),
     )
 
 

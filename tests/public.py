@@ -13,6 +13,7 @@ import pytest
 import refattn as ra
 from refattn import contract
 from refattn._call import prepare
+from refattn.methods.linear.bound import linear_bound
 from tests.namespaces import Library, library
 from tests.strategies import Problem
 
@@ -46,6 +47,18 @@ class Form:
         arguments = problem.arguments(lib) | more | self.named()
         return self.function(*map(lib.array, arrays), **arguments)
 
+    def full(self, problem: Problem, lib: Library = NUMPY, **more: Any) -> ra.AttentionResult:
+        """Output, and the log-sum-exp where the function has one."""
+        return self.full_on(problem.arrays, problem, lib, **more)
+
+    def full_on(
+        self, arrays: tuple[np.ndarray, ...], problem: Problem, lib: Library = NUMPY, **more: Any
+    ) -> ra.AttentionResult:
+        """The same on other arrays, with a problem's arguments."""
+        if "return_lse" in self.arguments:
+            return self.on(arrays, problem, lib, return_lse=True, **more)
+        return ra.AttentionResult(self.on(arrays, problem, lib, **more))
+
     def serves(self, lib: Library) -> bool:
         """Whether the form serves the library's arrays."""
         return lib.module in self.function.capabilities.serves(self.implementation)
@@ -55,6 +68,11 @@ class Form:
         with pytest.raises(ra.ImplementationError, match=f'implementation="{self.implementation}" serves '):
             self(Problem(heads=(2, 1), lengths=(3, 3), features=(2, 2)), lib)
 
+    def radii(self, problem: Problem, **more: Any) -> dict[str, np.ndarray]:
+        """What `radius` says of each result that the function has, by its name."""
+        found = dict(zip(("output", "lse"), self.radius(problem, **more), strict=True))
+        return found if "return_lse" in self.arguments else {"output": found["output"]}
+
     def radius(
         self, problem: Problem, arrays: tuple[np.ndarray, ...] | None = None, min_tile: int = 16
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +81,13 @@ class Form:
         The contract is that of the form's accumulation, for float64 arrays in and out and tiles of so many keys.
         """
         capabilities = self.function.capabilities
+        if capabilities.bound is linear_bound:
+            given = (problem.arguments(NUMPY) | {"dtype": "float64"}).items()
+            found = ra.linear_error_bound(
+                *(problem.arrays if arrays is None else arrays), contract=contract.flash(capabilities.accumulation),
+                **{name: x for name, x in given if name in self.arguments},
+            )  # fmt: skip
+            return found, np.zeros(found.shape[:-1])
         arguments = dict.fromkeys(["mask", "bias", "scale", "softcap", "sinks", "dtype"]) | {"is_causal": False}
         arrays = problem.arrays if arrays is None else arrays
         call = prepare("test", *arrays, **(arguments | problem.arguments(NUMPY)))

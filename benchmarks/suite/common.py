@@ -23,6 +23,12 @@ def forms(*, rows: bool) -> list[str]:
     ]
 
 
+def softmax_forms() -> list[str]:
+    """Those of `forms`, without rows, that compute what the contract's theorem is about."""
+    whole = forms(rows=False)
+    return [x for x in whole if getattr(ra, x.partition("/")[0]).capabilities.bound is ra.contract.softmax_bound]
+
+
 def cases() -> dict[str, dict[str, Any]]:
     """Arguments of a call, by the name under which they are plotted."""
     return {

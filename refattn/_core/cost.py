@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -181,6 +181,7 @@ class Work:
     tile: tuple[int, int] | None = None
     on_chip: int | None = None
     pack_gqa: bool = True
+    given: Mapping[str, Any] = field(default_factory=dict)  # the arguments as they came, for what one method alone has
 
     @property
     def rows(self) -> int:

@@ -118,8 +118,13 @@ class Score:
         capped = raw if self.softcap is None else self.softcap * xp.tanh(raw / self.softcap)
         where = {"xp": xp, "device": device(Q_i)}
         bias = None if self.bias is None else self._grouped(self.bias.tile(i, j, L, S, **where), xp)
-        keep = None if self.mask is None else self._grouped(self.mask.tile(i, j, L, S, **where), xp)
-        return Parts(raw, capped, bias, keep)
+        return Parts(raw, capped, bias, self.seen(Q_i, i, j, xp=xp))
+
+    def seen(self, Q_i: Array, i: slice | Array, j: slice | Array, *, xp: Namespace) -> Array | None:
+        """Which of the keys j each of the queries i sees, (..., i, j) or broadcastable; None without a mask."""
+        if self.mask is None:
+            return None
+        return self._grouped(self.mask.tile(i, j, *self.lengths, xp=xp, device=device(Q_i)), xp)
 
     def __call__(self, Q_i: Array, K_j: Array, i: slice | Array, j: slice | Array, *, xp: Namespace) -> Array:
         """Masked scores (..., i, j): -inf in masked cells and in no other."""

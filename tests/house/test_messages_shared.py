@@ -351,6 +351,8 @@ FUNCTIONS = (
     "flash_attention",
     "flash_attention_gradient",
     "flash_decode",
+    "linear_attention",
+    "linear_attention_gradient",
 )
 CASES = [
     pytest.param(function, *case, id=f"{name}-{function}")

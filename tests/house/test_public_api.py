@@ -14,9 +14,13 @@ import refattn
 # Functions that compute no attention, and so declare no capabilities.
 WITHOUT_CAPABILITIES = {
     "absorb_mla",
+    "cosformer_features",
     "cost",
     "expand_mla",
+    "fourier_features",
+    "fourier_frequencies",
     "from_numpy",
+    "linear_error_bound",
     "linformer_error_bound",
     "linformer_projection",
     "performer_error_bound",

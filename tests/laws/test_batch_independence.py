@@ -23,11 +23,11 @@ def test_batch_independence(form: Form, data: st.DataObject) -> None:
     q, k, v = (np.full_like(x, np.nan) for x in problem.arrays)
     for x, whole in zip((q, k, v), problem.arrays, strict=True):
         x[entry] = whole[entry]
-    together = form(problem, return_lse=True)
-    among_nan = form.on((q, k, v), problem, return_lse=True)
+    together = form.full(problem)
+    among_nan = form.full_on((q, k, v), problem)
     alone_problem = problem.but(batch=()).moved(lambda x: x[entry])
-    alone = form.on(tuple(x[entry] for x in problem.arrays), alone_problem, return_lse=True)
-    for name, radius in zip(("output", "lse"), form.radius(problem), strict=True):
+    alone = form.full_on(tuple(x[entry] for x in problem.arrays), alone_problem)
+    for name, radius in form.radii(problem).items():
         want = getattr(together, name)[entry]
         assert_agree(getattr(alone, name), want, radius[entry], what=name)
         assert_agree(getattr(among_nan, name)[entry], want, radius[entry], what=name)

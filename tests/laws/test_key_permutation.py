@@ -19,7 +19,7 @@ def test_key_permutation(form: Form, data: st.DataObject) -> None:
     order = np.random.default_rng(problem.seed).permutation(problem.lengths[1])
     q, k, v = problem.arrays
     moved = problem.moved(lambda x: x[..., order])
-    here = form(problem, return_lse=True)
-    there = form.on((q, k[..., order, :], v[..., order, :]), moved, return_lse=True)
-    for name, radius in zip(("output", "lse"), form.radius(problem), strict=True):
+    here = form.full(problem)
+    there = form.full_on((q, k[..., order, :], v[..., order, :]), moved)
+    for name, radius in form.radii(problem).items():
         assert_agree(getattr(there, name), getattr(here, name), radius, what=name)
