@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from refattn import biases, masks
 from refattn._core import checks
@@ -14,8 +15,10 @@ from refattn._core.arrays import (
     array_namespace,
     dtype_name,
     float64,
+    is_array,
     known,
 )
+from refattn._core.descale import check_descale, descaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class Arguments:
     """What a call was given, known to fit together.
 
     `mask` is what is_causal, mask and a bias of -inf say together; `scale` is None where the call gave none, which
-    means 1/sqrt(E); `sinks` are float64.
+    means 1/sqrt(E); `sinks` are float64; operands that descale multiplies are float64 and multiplied.
     """
 
     xp: Namespace
@@ -70,6 +73,7 @@ def gather(
     sinks: Array | None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: Any = None,
     dtype: object,
     has_value: bool = True,
 ) -> Arguments:
@@ -83,6 +87,7 @@ def gather(
     bias_array = None if isinstance(bias, biases.Bias) else bias
     keep = masks.as_mask(function, mask)
     kept = masks.as_mask(function, dropout_mask, "dropout_mask")
+    factors = check_descale(function, descale)
     xp = array_namespace(
         function,
         query=query,
@@ -92,6 +97,7 @@ def gather(
         bias=bias_array,
         sinks=sinks,
         dropout_mask=None if kept is dropout_mask else dropout_mask,
+        **{f"descale[{n}]": x for n, x in enumerate(factors) if is_array(x)},
     )
     checks.check_attention_shapes(function, query, key, value)
     lead, L, S = tuple(query.shape[:-2]), query.shape[-2], key.shape[-2]
@@ -104,6 +110,12 @@ def gather(
     sinks = checks.check_sinks(function, sinks, query.shape[-3], xp)
     scale, softcap = checks.check_scale(function, scale), checks.check_softcap(function, softcap)
     dropout_p = _dropout(function, kept, dropout_p, lead, L, S)
+    key_heads = key.shape[-3]
+    groups = key_heads, query.shape[-3] // key_heads
+    query, key, value = (
+        descaled(function, n, x, factor, groups, xp)
+        for n, (x, factor) in enumerate(zip((query, key, value), factors, strict=True))
+    )
     return Arguments(xp, query, key, value, keep, added, scale, softcap, sinks, kept, dropout_p, name)
 
 

@@ -159,7 +159,7 @@ def prepare(function: str, query: Array, key: Array, value: Array | None, **give
         dropout=None if kept is None else Dropout(kept, arguments.dropout_p),
         groups=groups,
     )
-    return Call(xp, query, key, value, score, arguments.dtype)
+    return Call(xp, arguments.query, arguments.key, arguments.value, score, arguments.dtype)
 
 
 @dataclass(frozen=True, eq=False)

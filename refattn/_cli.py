@@ -120,7 +120,8 @@ def _dims(text: str) -> int | tuple[int, int]:
 
 def _contract(text: str) -> contract.Contract:
     """A preset by name, as it is typed or as a verdict prints it."""
-    presets = {"flash": contract.flash, "eager": contract.eager, "fp8": contract.fp8, "tf32": contract.tf32}
+    makers = (contract.flash, contract.eager, contract.fp8, contract.mxfp8, contract.nvfp4, contract.tf32)
+    presets = {make.__name__: make for make in makers}
     name, *rest = re.findall(r"\w+", text.replace("output=", "")) or [""]
     dtype = rest[0] if rest else None
     try:

@@ -1,4 +1,4 @@
-"""Pictures: an error against its bound, weights of a head, the mask that a kernel applied; drawn into axes."""
+"""Pictures: errors against their bounds, weights of a head, the mask that a kernel applied; drawn into axes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ from refattn._core.arrays import Array, dtype_name, quiet, to_numpy
 from refattn.contract import Contract, resolve, softmax_bound
 from refattn.methods.exact.rows import attention_rows
 from refattn.testing.probes import Readings
-from refattn.testing.verdict.checking import case_on_host, check_result_shapes
+from refattn.testing.verdict.checking import case_on_host, check, check_result_shapes
 from refattn.testing.verdict.judge import Terms, parts
+from refattn.testing.verdict.record import Verdict, place, share_text
 from refattn.testing.verdict.sampling import choose_rows
 
 # More points than this only thicken the cloud.
 MOST_POINTS = 20_000
+
+# What a line of the map is, without and with batch axes.
+ROWS_OF = ("head", "batch, head")
+# Strips of rows that are told apart; each is drawn as its worst row.
+MOST_STRIPS = 256
+# Shares of the bound, as powers of 10, between which colours change; their names.
+DECADES = (-4, 4)
+TICKS = {-3: "0.001", -2: "0.01", -1: "0.1", 0: "1", 1: "10", 2: "100", 3: "1,000"}
+
+# Light below the bound, where shares are small; a step at the bound, and darker beyond: seen in grey as well.
+SHADES = ((0.0, "#f7fbff"), (0.499, "#c6dbef"), (0.501, "#fdae61"), (0.75, "#d7301f"), (1.0, "#300000"))
 
 # Cells by 2 asked + applied: told apart in grey as well, and by those who see no red beside green.
 CELLS = {
@@ -25,7 +37,7 @@ CELLS = {
     "takes part": "#9ecae1",
 }
 
-__all__ = ("applied_mask", "error_against_bound", "weights")
+__all__ = ("applied_mask", "error_against_bound", "verdict", "weights")
 
 
 @quiet
@@ -103,6 +115,132 @@ def error_against_bound(
         ax.plot(edges, edges, color="black", linewidth=1)
         ax.set(xscale="log", yscale="log")
     return ax
+
+
+@quiet
+def verdict(
+    output: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    contract: Contract | str | None = None,
+    head: tuple[int, ...] | None = None,
+    ax: Any = None,
+    **arguments: Any,
+) -> Any:
+    """Map of where a result is wrong: the largest error over its bound in each row of each head, rows to the right.
+
+        |output - exact| / bound    light below 1, dark above
+
+    Parameters
+    ----------
+    output : array, shape (..., H, L, Ev)
+        What the kernel returned.
+    query : array, shape (..., H, L, E)
+        Queries.
+    key : array, shape (..., Hk, S, E)
+        Keys.
+    value : array, shape (..., Hk, S, Ev)
+        Values.
+    contract : Contract or str, optional
+        The kernel's numerics, as in `refattn.testing.check`.
+    head : tuple of int, optional
+        The (batch ..., head) whose rows and columns of the output are drawn; default all heads, in the order of the
+        array.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; default a new figure's axes.
+    **arguments
+        mask, bias, is_causal, scale, softcap, sinks of the call.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes. A ring marks the worst element, the title names it, and below it stands what explains the wrong rows,
+        such as a key that takes no part. Grey cells are not judged.
+
+    Raises
+    ------
+    ValueError
+        If there is no such head, or no row to draw.
+    ImportError
+        If matplotlib is not installed.
+
+    Notes
+    -----
+    Rows are drawn in at most 256 strips, each as its worst row, so that one wrong row of many is seen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import refattn as ra
+    >>> from refattn.analysis import pictures
+    >>> x = np.random.default_rng(0).standard_normal((3, 1, 20, 8), dtype=np.float32)
+    >>> pictures.verdict(ra.attention(*x), *x).get_title()
+    'right: the worst error is 0.00 times its bound'
+    """
+    ruling = check(output, query, key, value, contract=contract, **arguments)
+    share = _shares(output, query, key, value, ruling.contract, **arguments)
+    if share.size == 0:
+        raise ValueError(f"verdict: output must have an element to draw; got shape {share.shape}.")
+    lead, names = share.shape[:-2], [", ".join(map(str, index)) for index in np.ndindex(share.shape[:-2])]
+    if head is None:
+        drawn, line = np.fmax.reduce(share, axis=-1).reshape(-1, share.shape[-2]), ROWS_OF[len(lead) > 1]
+    elif len(head) != len(lead) or any(not 0 <= n < size for n, size in zip(head, lead, strict=True)):
+        raise ValueError(f"verdict: head must be an index below {lead}; got {head}.")
+    else:
+        drawn, line, names = share[head].T, f"column of head {', '.join(map(str, head))}", []
+    worst = np.unravel_index(int(np.argmax(np.where(np.isnan(drawn), -1.0, drawn))), drawn.shape)
+    ax = _axes(ax)
+    _draw_shares(ax, drawn)
+    if ruling.worst is not None:
+        ax.plot(*worst[::-1], "o", markersize=13, markerfacecolor="none", markeredgecolor="#0072b2", markeredgewidth=2)
+    if 1 < len(names) <= 24:
+        ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="row", ylabel=line, title=_headline(ruling))
+    return ax
+
+
+def _shares(output: Array, query: Array, key: Array, value: Array, contract: Contract, **arguments: Any) -> Any:
+    """Error over bound of each element (..., H, L, Ev)."""
+    call, result = case_on_host("verdict", output, query, key, value, **arguments)
+    share = np.full(result.shape, np.nan)
+    terms = Terms(contract, softmax_bound)
+    for part in parts(call, choose_rows("verdict", call, None), terms, result, None):
+        share[part.index][part.rows] = part.output.share
+    return share
+
+
+def _draw_shares(ax: Any, share: Any) -> None:
+    """The map of shares (lines, rows) and its colours, row by row or in strips."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    lines, rows = share.shape
+    strips = -(-rows // MOST_STRIPS)
+    held = np.full((lines, -(-rows // strips) * strips), -np.inf)
+    held[:, :rows] = np.where(np.isnan(share), -np.inf, share)
+    held = held.reshape(lines, -1, strips).max(axis=-1)
+    colours = LinearSegmentedColormap.from_list("shares", SHADES).with_extremes(bad="#b0b0b0")
+    power = np.ma.masked_array(np.clip(np.log10(held), *DECADES), held == -np.inf)
+    image = ax.imshow(
+        power, vmin=DECADES[0], vmax=DECADES[1], cmap=colours, interpolation="nearest", aspect="auto",
+        extent=(-0.5, held.shape[1] * strips - 0.5, lines - 0.5, -0.5),
+    )  # fmt: skip
+    ax.set_xlim(-0.5, rows - 0.5)
+    bar = ax.figure.colorbar(image, ax=ax, label="largest |error| / bound", extend="both")
+    bar.set_ticks(list(TICKS), labels=list(TICKS.values()))
+
+
+def _headline(ruling: Verdict) -> str:
+    """What the title says: how large and where the worst error is, and the first thing that explains it."""
+    if ruling.worst is None:
+        return "not judged: nothing is proved of scores as large as these"
+    times = f"{share_text(ruling.budget_used)} times its bound"
+    if not len(ruling.wrong_rows):
+        return f"{'right' if ruling.passed else 'not judged'}: the worst error is {times}"
+    where = place(ruling.worst.index, columns=True)
+    told = [symptom.partition(" (fits all")[0] for symptom in ruling.symptoms[:1]]
+    return "\n".join([f"WRONG in {len(ruling.wrong_rows):,} rows: {times} at {where}", *told])
 
 
 def weights(

@@ -47,6 +47,7 @@ FORMATS = {
         ("float8_e4m3fnuz", 4, -7, 240.0),
         ("float8_e5m2", 3, -14, 57344.0),
         ("float8_e5m2fnuz", 3, -15, 57344.0),
+        ("float4_e2m1fn", 2, 0, 6.0),
     )
 }
 

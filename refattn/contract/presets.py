@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from refattn._core.arrays import dtype_name
-from refattn.contract.formats import FORMATS
-from refattn.contract.record import OPERANDS, Contract
+from refattn.contract.record import OPERANDS, STORED, Contract
 
 FLASH = ("float64", "float32", "float16", "bfloat16")
 
@@ -176,11 +175,71 @@ def fp8(output: str = "bfloat16") -> Contract:
         accumulate="tensor_core",
         accumulator_bits=14,
         accumulator_terms=16,
-        output=_dtype("fp8", output, tuple(FORMATS)),
+        output=_dtype("fp8", output, STORED),
         exp_ulp=HALF_EXP_ULP,
         tanh_ulp=APPROXIMATE_TANH_ULP,
         weight_shift=8,
     )
+
+
+def mxfp8(output: str = "bfloat16") -> Contract:
+    """Return the contract of tiled MXFP8 kernels: float8_e4m3fn in blocks of 32 with a power of two as scale.
+
+    Parameters
+    ----------
+    output : str, optional
+        Dtype of the output.
+
+    Returns
+    -------
+    Contract
+        Query, key and value are the dequantised values (`layouts.dequantise`, or ``descale=``). The weights have
+        scales of their own, which may clip (OCP MX specification 1.0); ``dataclasses.replace(mxfp8(),
+        probability_scale="e8m0 up")`` is for kernels that round a scale up, and nearly twice as sharp. The row sum adds
+        weights before they are rounded. Sums are float32, of 24 bits in the tensor core. The maximum may lag behind by
+        up to 8 ln 2.
+
+    Raises
+    ------
+    ValueError
+        If `output` is no format.
+
+    Examples
+    --------
+    >>> from refattn import contract
+    >>> contract.mxfp8().probability_block
+    32
+    """
+    return _in_blocks("mxfp8", "float8_e4m3fn", "e8m0 down", 32, output)
+
+
+def nvfp4(output: str = "bfloat16") -> Contract:
+    """Return the contract of tiled NVFP4 kernels: float4_e2m1fn in blocks of 16 with a scale in float8_e4m3fn.
+
+    Parameters
+    ----------
+    output : str, optional
+        Dtype of the output.
+
+    Returns
+    -------
+    Contract
+        Query, key and value are the dequantised values (`layouts.dequantise`). The weights have scales of their own,
+        and may carry a common factor of 1 or more under which no scale overflows; the row sum adds weights before they
+        are rounded. Sums are float32, of 24 bits in the tensor core. The maximum may lag behind by up to 8 ln 2.
+
+    Raises
+    ------
+    ValueError
+        If `output` is no format.
+
+    Examples
+    --------
+    >>> from refattn import contract
+    >>> contract.nvfp4().probability_scale
+    'e4m3'
+    """
+    return _in_blocks("nvfp4", "float4_e2m1fn", "e4m3", 16, output)
 
 
 def numba(dtype: str) -> Contract:
@@ -265,7 +324,7 @@ def resolve(contract: Contract | str | None, output_dtype: object) -> Contract:
     if contract is not None:
         raise TypeError(
             f"contract must be a Contract, a string or None; got {type(contract).__name__}. Pass one of "
-            "refattn.contract.flash, eager, tf32 or fp8."
+            "refattn.contract.flash, eager, tf32, fp8, mxfp8 or nvfp4."
         )
     name = dtype_name(output_dtype)
     return fp8(output=name) if name.startswith("float8") else flash(name)
@@ -274,15 +333,40 @@ def resolve(contract: Contract | str | None, output_dtype: object) -> Contract:
 def preset_calls() -> list[tuple[str, Contract]]:
     """The call that makes each preset, and the preset."""
     named = [(f"{make.__name__}({name!r})", make(name)) for make in (flash, eager, numba) for name in FLASH]
-    eights = [(f"fp8(output={name!r})", fp8(output=name)) for name in FORMATS]
-    return [*named, ("tf32()", tf32()), *eights]
+    eights = [(f"fp8(output={name!r})", fp8(output=name)) for name in STORED]
+    blocks = [(f"{make.__name__}(output={name!r})", make(name)) for make in (mxfp8, nvfp4) for name in STORED]
+    return [*named, ("tf32()", tf32()), *eights, *blocks]
+
+
+def _in_blocks(function: str, name: str, scale: str, size: int, output: str) -> Contract:
+    """A contract of operands and weights that share scales in blocks."""
+    return Contract(
+        query=name,
+        key=name,
+        value=name,
+        probabilities=name,
+        probability_scale=scale,
+        probability_block=size,
+        rounded_sum=False,
+        accumulate="tensor_core",
+        accumulator_terms=16,
+        output=_dtype(function, output, STORED),
+        exp_ulp=HALF_EXP_ULP,
+        tanh_ulp=APPROXIMATE_TANH_ULP,
+        min_tile=max(size, 16),
+        lazy=8 * math.log(2),
+    )
 
 
 def _dtype(function: str, dtype: object, choices: tuple[str, ...]) -> str:
     """Name of a dtype that the preset exists for."""
     name = dtype_name(dtype)
     if name not in choices:
-        other = "tf32() and fp8(output=)" if function == "flash" else "a Contract of your own"
+        other = (
+            "tf32(), fp8(output=), mxfp8(output=) and nvfp4(output=)"
+            if function == "flash"
+            else "a Contract of your own"
+        )
         raise ValueError(
             f"contract.{function}: dtype must be one of {', '.join(choices)}; got {name}. For other kernels there is "
             f"{other}."

@@ -10,6 +10,9 @@ import numpy as np
 from refattn.contract.formats import FORMATS
 
 OPERANDS = ("query", "key", "value")
+# Formats of numbers that are stored one by one, without scales.
+STORED = tuple(name for name in FORMATS if name != "float4_e2m1fn")
+SCALES = ("e8m0 down", "e8m0 up", "e4m3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +20,8 @@ class Contract:
     """A kernel's numerics: the formats of its intermediate values and the accuracy of its operations.
 
     A contract and the inputs together fix how far a right kernel may be from the exact answer; `softmax_bound` computes
-    that distance, and refattn/contract/README.md proves it. The presets are `flash`, `eager`, `tf32` and `fp8`;
-    `dataclasses.replace` changes one field of one.
+    that distance, and refattn/contract/README.md proves it. The presets are `flash`, `eager`, `tf32`, `fp8`, `mxfp8`
+    and `nvfp4`; `dataclasses.replace` changes one field of one.
 
     Parameters
     ----------
@@ -37,6 +40,15 @@ class Contract:
         one rounding.
     probabilities : str
         Format of the weights that are multiplied with `value`.
+    probability_scale : {"e8m0 down", "e8m0 up", "e4m3"}, optional
+        Weights are rounded after a division by a scale, which each block of `probability_block` keys has for itself: a
+        power of two, by the rule of the OCP MX specification, which clips, or the least that does not clip; or e4m3,
+        the block's largest weight over the largest of the format to nearest or rounded up, which must not overflow.
+        None for no scales.
+    probability_block : int, optional
+        Keys in a block, from the first key of a sequence on; tiles are of whole blocks.
+    rounded_sum : bool, optional
+        Whether the row sum may add weights that were rounded; False says that it adds them before.
     normalised_probabilities : bool, optional
         Whether the weights were divided by their sum before they were rounded to that format. False is how tiled
         kernels work; True is the order of a plain implementation, and means one softmax over the whole row.
@@ -105,6 +117,9 @@ class Contract:
     rounding: str = "nearest"
     scores: str = "float32"
     probabilities: str
+    probability_scale: str | None = None
+    probability_block: int = 32
+    rounded_sum: bool = True
     normalised_probabilities: bool = False
     accumulate: str
     accumulator: str = "float32"
@@ -123,21 +138,24 @@ class Contract:
 
     def __post_init__(self) -> None:
         """Refuse values that no kernel can have."""
-        for field in (*OPERANDS, "scores", "probabilities", "output", "lse"):
+        for field in (*OPERANDS, "probabilities"):
             _check_choice(field, getattr(self, field), tuple(FORMATS))
+        for field in ("scores", "output", "lse"):
+            _check_choice(field, getattr(self, field), STORED)
+        if self.probability_scale is not None:
+            _check_choice("probability_scale", self.probability_scale, SCALES)
         _check_choice("rounding", self.rounding, ("nearest", "toward_zero"))
         _check_choice("accumulate", self.accumulate, ("ieee", "tensor_core"))
         _check_choice("accumulator", self.accumulator, ("float32", "float64"))
         _check_operands(self.rounded)
-        if not isinstance(self.normalised_probabilities, bool):
-            raise TypeError(
-                "Contract: normalised_probabilities must be True or False; got "
-                f"{type(self.normalised_probabilities).__name__}."
-            )
+        for field in ("normalised_probabilities", "rounded_sum"):
+            if not isinstance(value := getattr(self, field), bool):
+                raise TypeError(f"Contract: {field} must be True or False; got {type(value).__name__}.")
         if self.accumulator_bits is not None:
             _check_integer("accumulator_bits", self.accumulator_bits, 2, FORMATS[self.accumulator].precision)
         _check_integer("accumulator_terms", self.accumulator_terms, 1)
         _check_integer("min_tile", self.min_tile, 1)
+        _check_integer("probability_block", self.probability_block, 1)
         _check_integer("weight_shift", self.weight_shift, 0, 64)
         _check_integer("merges", self.merges, 0)
         for field in ("exp_ulp", "rescale_ulp", "tanh_ulp"):
@@ -164,10 +182,12 @@ class Contract:
         rounded = ", ".join(name[0] for name in OPERANDS if name in self.rounded)
         verb = "cut off" if self.rounding == "toward_zero" else "rounded"
         bits = "" if self.accumulator_bits is None else f" of {self.accumulator_bits} bits"
+        scale = self.probability_scale
+        scaled = "" if scale is None else f" with a scale ({scale}) for {self.probability_block} keys"
         parts = (
             operands + (f" ({rounded} {verb})" if rounded else ""),
             f"scores {self.scores}",
-            f"{'normalised ' if self.normalised_probabilities else ''}weights {self.probabilities}",
+            f"{'normalised ' if self.normalised_probabilities else ''}weights {self.probabilities}{scaled}",
             f"{self.accumulate} {self.accumulator}{bits}",
             f"output {self.output}",
         )

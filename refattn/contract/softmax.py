@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,88 +11,16 @@ import numpy.typing as npt
 from refattn._core.arrays import Array, quiet
 from refattn._core.score import Parts, Score
 from refattn._core.tiles import tiles
-from refattn.contract import errors
+from refattn.contract import blocks, errors
 from refattn.contract.errors import Floats
 from refattn.contract.formats import FORMATS, half_ulp, unit
+from refattn.contract.problem import Bound, Problem
 from refattn.contract.record import Contract
 
 Flags = npt.NDArray[np.bool_]
 
 # 256 rows by 1024 keys of float64 are 2 MiB: the handful of such arrays below stays within the last-level cache.
 TILE_ROWS, TILE_KEYS = 256, 1024
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Chosen rows of one (batch, head) and their reference values, all NumPy float64.
-
-    Attributes
-    ----------
-    query : array, shape (R, E)
-        The rows' queries.
-    key : array, shape (S, E)
-        All keys.
-    value : array, shape (S, Ev)
-        All values.
-    score : Score
-        What changes the scores; its mask and bias have no leading axes.
-    rows : integer array, shape (R,)
-        The rows' positions among the L queries.
-    output : array, shape (R, Ev)
-        The reference's output.
-    lse : array, shape (R,)
-        The reference's log-sum-exp.
-    output_radius : array, shape (R, Ev), optional
-        How far the reference's output may be from the exact one, where more is proven than that it is a float64
-        evaluation; inf where not.
-    lse_radius : array, shape (R,), optional
-        How far its log-sum-exp may be.
-    """
-
-    query: Floats
-    key: Floats
-    value: Floats
-    score: Score
-    rows: npt.NDArray[np.int64]
-    output: Floats
-    lse: Floats
-    output_radius: Floats | None = None
-    lse_radius: Floats | None = None
-
-    def part(self, rows: slice) -> Problem:
-        """Return the problem of some of the rows.
-
-        Parameters
-        ----------
-        rows : slice
-            Which of the R rows.
-
-        Returns
-        -------
-        Problem
-            With the same keys and values.
-        """
-        of_rows = (self.query[rows], self.key, self.value, self.score, self.rows[rows])
-        radii = (None if x is None else x[rows] for x in (self.output_radius, self.lse_radius))
-        return Problem(*of_rows, self.output[rows], self.lse[rows], *radii)
-
-
-class Bound(NamedTuple):
-    """Proven bounds on |kernel - reference|; inf where the theorem makes no claim.
-
-    Attributes
-    ----------
-    output : array, shape (R, Ev)
-        For the output as the kernel stores it. 0 in rows that see nothing: there the kernel must give zeros.
-    lse : array, shape (R,)
-        For the natural log-sum-exp. 0 in rows that see nothing and have no sink: there it must be -inf.
-    gradients : None
-        No bound on gradients is proved here.
-    """
-
-    output: Floats
-    lse: Floats
-    gradients: None = None
 
 
 class _Maxima(NamedTuple):
@@ -116,6 +43,8 @@ class _Sums(NamedTuple):
     largest: Floats  # max e
     lost: Flags  # some visible key breaks a hypothesis, (rows,)
     lost_value: Flags  # some visible value does, (rows, Ev)
+    shared: Floats  # sum of |v| times the largest p of its block, over the same keys as `small`; 0 without blocks
+    n_shared: Floats  # the same without |v|
 
 
 @quiet
@@ -179,7 +108,8 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
     p_z, e_z = _sink(contract, terms, z, maxima)
     again = errors.feedback(terms)
     e_max = np.maximum(sums.largest, e_z) / max(1 - again, 1e-300)
-    known = maxima.known & ~sums.lost & (e_max <= 1)
+    scaled = blocks.scaled(contract)
+    known = maxima.known & ~sums.lost & (e_max <= (1 if scaled is None else blocks.MOST_ERROR))
     e_max = np.minimum(e_max, 1.0)
     t_max = np.expm1(e_max)
     t = (np.sqrt(sums.error + p_z * e_z**2) + again * e_max) * t_max / np.maximum(e_max, 1e-300)
@@ -188,16 +118,22 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
     steps, dropped = errors.last_steps(contract, score), score.dropout is not None
     g_l = errors.plain_sum(contract, n + steps)
     g_o = (1 + errors.product_sum(contract, n)) * (1 + errors.plain_sum(contract, steps)) - 1
-    u_p, eta_p = errors.cast(contract, contract.probabilities)
+    u_p, eta_p = errors.cast(contract, contract.probabilities) if scaled is None else (scaled.unit, scaled.floor)
+    share_p = 0.0 if scaled is None else scaled.share
     if normalised and dropped:  # stored again after dropout
-        u_p, eta_p = (1 + u_p) ** 2 - 1, (2 + u_p) * eta_p
+        u_p, eta_p, share_p = (1 + u_p) ** 2 - 1, (2 + u_p) * eta_p, (2 + u_p) * share_p
     u_v, eta_v = errors.operands(contract).value
     g_v = g_o + u_v + g_o * u_v
     lost_weight = eta_p if normalised else eta_p * np.exp(contract.ahead + e_max + m - lse)
-    lost_weight = lost_weight + 4 * tiny * math.exp(stale)
+    dead = 4 * tiny * math.exp(stale)
+    lost_weight = lost_weight + dead
     flush = tiny * math.exp(stale) * (2 * n + steps)
-    u_l = 0.0 if normalised else u_p
-    beta = t + (1 + t_max) * (u_l + (1 + u_l) * g_l) + 2 * lost_weight * sums.n_small + flush
+    u_l = 0.0 if normalised or not contract.rounded_sum else u_p
+    # What rounding costs the row sum meets o.
+    n_shared = sums.n_shared if contract.rounded_sum else np.zeros_like(n)
+    beta = t + (1 + t_max) * (u_l + (1 + u_l) * g_l) + flush
+    beta += 2 * (lost_weight if contract.rounded_sum else dead) * sums.n_small
+    beta += 2 * share_p * (1 + t_max) * (1 + g_l) * n_shared
     known &= beta <= 0.5
     beta = np.minimum(beta, 0.5)
 
@@ -212,12 +148,16 @@ def _bound(contract: Contract, problem: Problem) -> tuple[Floats, Floats]:
 
     def distance(spread: Floats) -> Floats:
         """E of the theorems, for values of this spread about the output."""
-        rounding = u_p * (A if normalised else A + size if dropped else np.maximum(A, np.minimum(spread, A + size)))
+        if normalised or not contract.rounded_sum:
+            rounding = u_p * A
+        else:
+            rounding = u_p * (A + size if dropped else np.maximum(A, np.minimum(spread, A + size)))
         numerator = (
             _column(t) * spread
             + _column(1 + t_max) * (rounding + (1 + u_p) * (_column(g_v) * A + _column(g_l) * size))
             + _column((1 + t_max) * (1 + u_p) * (1 + g_o)) * eta_v
             + _column((1 + t_max) * (1 + g_v) * lost_weight) * (sums.small + _column(sums.n_small) * size)
+            + _column((1 + t_max) ** 2 * (1 + g_v) * share_p) * (sums.shared + _column(n_shared) * size)
             + _column(flush) * (1 + size)
         )
         E_o: Floats = numerator * _column((1 + last) / (1 - beta)) + _column(last) * size
@@ -273,6 +213,7 @@ def _sums(contract: Contract, terms: errors.Exponents, problem: Problem, maxima:
     small, n_small = np.zeros((R, Ev)), np.zeros(R)
     error, largest = np.zeros(R), np.zeros(R)
     lost, lost_value = np.zeros(R, dtype=bool), np.zeros((R, Ev), dtype=bool)
+    shared, n_shared, scaled = np.zeros((R, Ev)), np.zeros(R), blocks.scaled(contract)
     dead, below = _thresholds(contract, maxima)
     for j in problem.score.tiles(problem.rows, TILE_KEYS):
         parts, s = _scores(problem, j)
@@ -300,10 +241,16 @@ def _sums(contract: Contract, terms: errors.Exponents, problem: Problem, maxima:
         size = np.abs(V)
         sums += P @ np.concatenate([size, (V - center) ** 2], axis=1)
         is_small = seen & (x < _column(below))
+        if scaled is not None:
+            top = blocks.largest(x, contract.probability_block)
+            is_small = seen & blocks.small(scaled, x, top, _column(_subtracted(contract, maxima)), dead + 1.5)
+            T = np.where(is_small, np.exp(top + m - _column(maxima.lse)), 0.0)
+            shared += np.where(kept, T, 0.0) @ size
+            n_shared += T.sum(axis=1)
         if is_small.any():
             small += (is_small & kept).astype(float) @ size
             n_small += is_small.sum(axis=1)
-    return _Sums(sums[:, :Ev], sums[:, Ev:], small, n_small, error, largest, lost, lost_value)
+    return _Sums(sums[:, :Ev], sums[:, Ev:], small, n_small, error, largest, lost, lost_value, shared, n_shared)
 
 
 def _exponent_error(
@@ -353,9 +300,12 @@ def _thresholds(contract: Contract, maxima: _Maxima) -> tuple[float, Floats]:
     """README.md, lemma 8: how far below m an exponent's key is dead, and (rows,) how far its weight may be small."""
     dead = math.log(errors.tiny(contract)) + errors.stale(contract)
     normal = FORMATS[contract.probabilities].min_exponent * math.log(2) + 1.5
-    # A normalised weight is small against 1, any other against the number that was subtracted.
-    below = maxima.lse - maxima.m if contract.normalised_probabilities else np.full_like(maxima.m, contract.ahead)
-    return dead, np.maximum(normal + below, dead + 1.5)
+    return dead, np.maximum(normal + _subtracted(contract, maxima), dead + 1.5)
+
+
+def _subtracted(contract: Contract, maxima: _Maxima) -> Floats:
+    """How far what a weight is small against lies above m: 1 for a normalised one, else the number subtracted."""
+    return maxima.lse - maxima.m if contract.normalised_probabilities else np.full_like(maxima.m, contract.ahead)
 
 
 def _sink(contract: Contract, terms: errors.Exponents, z: float, maxima: _Maxima) -> tuple[Floats, Floats]:
@@ -374,12 +324,14 @@ def _fits(contract: Contract, maxima: _Maxima, A: Floats, e_max: Floats, score: 
     """Whether weights and unnormalised output stay within their formats, (rows, Ev)."""
     factor = 1.0 if score.dropout is None else score.dropout.factor
     if contract.normalised_probabilities:
-        return np.full(A.shape, factor <= FORMATS[contract.probabilities].max)
+        fits = factor <= FORMATS[contract.probabilities].max or contract.probability_scale is not None
+        return np.full(A.shape, fits)
     largest = 2.0**contract.weight_shift * np.exp(contract.lazy + e_max)
     total = A * _column(largest * np.exp(maxima.lse - maxima.m + 1.0))
-    within: Flags = largest * factor <= FORMATS[contract.probabilities].max
-    fits: Flags = _column(within) & (total < FORMATS[contract.accumulator].max / 4)
-    return fits
+    # The scale of a block takes weights of any size.
+    within: Flags = (largest * factor <= FORMATS[contract.probabilities].max) | (contract.probability_scale is not None)
+    unbroken: Flags = _column(within) & (total < FORMATS[contract.accumulator].max / 4)
+    return unbroken
 
 
 def _column(x: Array) -> Array:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from refattn._core.tiles import tiles
-from refattn.contract.softmax import Problem
+from refattn.contract.problem import Problem
 
 # A row of fewer keys is left to the proven bound, whatever they are.
 FEWEST_KEYS = 32
@@ -14,6 +16,9 @@ FEWEST_KEYS = 32
 LARGEST_GROUP = 1.5
 # Rows of a problem whose scores are searched for ties, and how near two scores are that count as one.
 TRIED, NEAR = 4, 2.0**-40
+# Weight of a row, as a share, that may lie among scores which 8 units of the weights' format hold, and the fewest keys
+# that it lies on: of normal scores whose deviation is as little as that, the middle one has so much.
+CROWD, FEW = math.erf(0.5 / math.sqrt(2)), 8
 # Keys that are read at a time.
 KEYS = 4096
 
@@ -34,8 +39,11 @@ def twins(problem: Problem) -> tuple[npt.NDArray[np.float32], float]:
     return count, 1.0 - len(sizes) / len(order)
 
 
-def tied(problem: Problem) -> bool:
-    """Whether rows have many keys of the same score, though the keys differ: small integers, for one."""
+def tied(problem: Problem, width: float) -> bool:
+    """Whether rows have many keys of the same score, though the keys differ: small integers, for one.
+
+    Scores that crowd together, most of the row's weight within the `width`, are as good as equal: a softcap's ends.
+    """
     few = np.unique(np.linspace(0, len(problem.rows) - 1, TRIED).astype(int))
     Q, rows = problem.query[few], problem.rows[few]
     found = []
@@ -49,7 +57,19 @@ def tied(problem: Problem) -> bool:
             continue
         if (_groups(seen) ** 2.0).sum() > LARGEST_GROUP * len(seen):
             return True
+        if _crowded(seen, width):
+            return True
     return False
+
+
+def _crowded(scores: npt.NDArray[np.float64], width: float) -> bool:
+    """Whether most of the weight of scores in order lies on many of them that are all but equal."""
+    weight = np.exp(scores - scores[-1])
+    stop = np.searchsorted(scores, scores + width, side="right")
+    sums, squares = (np.concatenate([[0.0], np.cumsum(x)]) for x in (weight, weight**2))
+    held = sums[stop] - sums[:-1]
+    many = held**2 >= FEW * (squares[stop] - squares[:-1])
+    return bool((many & (held >= CROWD * sums[-1])).any())
 
 
 def _seen(problem: Problem, j: slice) -> npt.NDArray[np.bool_]:

@@ -11,11 +11,15 @@ from refattn._core.score import Score
 from refattn._core.tiles import tiles
 from refattn.contract import errors
 from refattn.contract.formats import FORMATS, half_subnormal, unit
+from refattn.contract.problem import Problem
 from refattn.contract.record import Contract
-from refattn.contract.softmax import TILE_KEYS, Problem
+from refattn.contract.softmax import TILE_KEYS
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
+
+# Of the mean over mantissas: beyond these nothing is left where the mean is below 1.
+HARMONICS = np.arange(1, 33)
 
 
 def deviation(contract: Contract, name: str) -> float:
@@ -29,13 +33,27 @@ def operand_deviation(contract: Contract) -> float:
     return math.hypot(*(deviation(contract, name) for name in rounded))
 
 
+def of_rounding(contract: Contract, spread: Floats) -> Floats:
+    """Variance of the relative error of a rounded weight, (R,), for scores of these standard deviations.
+
+    To nearest it is u^2 / (3 y^2) for a mantissa y in [1, 2): the mean of y^-2, were the scores normal, and the worst
+    that the number which is subtracted from the scores can make of it.
+    """
+    u = deviation(contract, contract.probabilities)
+    if contract.rounding == "toward_zero":
+        return np.full_like(spread, u**2 / 3)
+    turns = math.pi / math.log(2) * HARMONICS
+    waves = np.exp(-2 * (spread[:, None] * turns) ** 2) / np.hypot(1, turns)
+    return np.asarray(u**2 / 3 * np.minimum(1.0, 3 / (8 * math.log(2)) * (1 + 2 * waves.sum(axis=1))))
+
+
 def of_exponential(contract: Contract) -> float:
-    """The part of the variance of an exponent that is the same for all keys: the exponential's error."""
-    return float((2 * unit(contract.accumulator) * contract.exp_ulp) ** 2 + unit(contract.accumulator) ** 2)
+    """The part of the variance of an exponent that is the same for all keys: the exponential's error, a wave."""
+    return float((2 * unit(contract.accumulator) * contract.exp_ulp) ** 2 / 2 + unit(contract.accumulator) ** 2)
 
 
 def of_exponents(contract: Contract, problem: Problem) -> tuple[Singles, Singles]:
-    """Variance of the relative error of p_j: rows (R, 3) times (that of the key (S,), s_j^2, 1)."""
+    """Variance of the error of an exponent: rows (R, 3) times (that of the key (S,), s_j^2, 1)."""
     E, score, u = problem.key.shape[1], problem.score, unit(contract.accumulator)
     bits = contract.accumulator_bits or FORMATS[contract.accumulator].precision
     tensor = contract.accumulate == "tensor_core"
@@ -52,10 +70,15 @@ def of_exponents(contract: Contract, problem: Problem) -> tuple[Singles, Singles
     of_score = (u_sum**2 * E / 9 + 3 * u**2) + stages * stored**2 / 3
     if score.softcap is not None:
         of_score += (2 * u * contract.tanh_ulp) ** 2
+    # Beside a sink, the distance from the maximum is stored as well; it is at most that from the log-sum-exp.
+    sink = 0.0 if score.sink is None else 2 * stored**2 / 3
+    of_score += sink
     about = np.abs(problem.lse) + math.log(problem.key.shape[0] + 1)
     cap = 0.0 if score.softcap is None else 8 * u * score.softcap
-    always = deviation(contract, contract.probabilities) ** 2 / 3 + of_exponential(contract) + cap**2
-    row = np.stack([product, np.full_like(product, of_score), always + 2 * u**2 * about**2], axis=1)
+    always = of_exponential(contract) + cap**2
+    row = np.stack(
+        [product, np.full_like(product, of_score), always + 2 * u**2 * about**2 + sink * problem.lse**2], axis=1
+    )
     # Past float32 there is no claim: the sums are not finite.
     return row.astype(np.float32), of_keys.astype(np.float32)
 

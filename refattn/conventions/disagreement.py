@@ -189,6 +189,8 @@ def _terms(a: Convention, b: Convention, empty: bool) -> dict[str, tuple[Any, An
 
 def _same(x: Any, y: Any) -> bool:
     """Whether two terms are the same; arrays of any library are compared by their numbers."""
+    if isinstance(x, tuple) and isinstance(y, tuple):
+        return len(x) == len(y) and all(map(_same, x, y))
     if is_array(x) and is_array(y):
         return np.array_equal(to_numpy(x).astype(np.float64), to_numpy(y).astype(np.float64))
     return not is_array(x) and not is_array(y) and bool(x == y)

@@ -61,8 +61,10 @@ def flash_attn(
     attention_chunk : int, default 0
         Keys in a chunk: a query sees those of the chunk that it stands in, beside what `window_size` and `causal` say;
         0 is off. Version 3 only.
-    qv, q_descale, k_descale, v_descale : None
+    qv : None
         Must not be given. Version 3 only.
+    q_descale, k_descale, v_descale : array of float32, shape (B, Hk), optional
+        Factors of float8 operands, those of the query too one for each key head. Version 3 only.
     deterministic : bool, default False
         How the backward pass sums; no part of what the forward pass computes.
     return_attn_probs : bool, default False
@@ -76,7 +78,7 @@ def flash_attn(
     Raises
     ------
     ConventionError
-        For dropout, `qv` and the descales, which refattn's arguments do not express.
+        For dropout and `qv`, which refattn's arguments do not express.
     TypeError
         For arguments of the wrong kind or dtype.
     ValueError
@@ -118,13 +120,9 @@ def flash_attn(
     refuse_dropout(FLASH_ATTN, dropout_p)
     if qv is not None:
         raise ConventionError(f"{FLASH_ATTN}: qv must be None; got an array. Append qv to query and value to key.")
-    for name, x, target in (
-        ("q_descale", q_descale, "query"),
-        ("k_descale", k_descale, "key"),
-        ("v_descale", v_descale, "value"),
-    ):
-        if x is not None:
-            raise ConventionError(f"{FLASH_ATTN}: {name} must be None; got an array. Multiply {target} by it first.")
+    factors = [
+        _factor(name, x) for name, x in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale))
+    ]
     chunk = check_integer(FLASH_ATTN, "attention_chunk", attention_chunk, least=0)
     check_flag(FLASH_ATTN, "deterministic", deterministic)
     check_flag(FLASH_ATTN, "return_attn_probs", return_attn_probs)
@@ -157,10 +155,21 @@ def flash_attn(
             scale=scale_of(FLASH_ATTN, "softmax_scale", softmax_scale),
             softcap=cap if cap > 0 else None,
             sinks=learnable_sink,
+            descale=None if all(x is None for x in factors) else tuple(factors),
         ),
         layout="blhd",
         notes=tuple(notes),
     )
+
+
+def _factor(name: str, x: Array | None) -> Array | None:
+    """Factors (B, Hk) as refattn's (B, Hk, 1)."""
+    if x is None:
+        return None
+    check_array(FLASH_ATTN, name, x, FLOATS)
+    if len(x.shape) != 2:
+        raise ValueError(f"{FLASH_ATTN}: {name} must have shape (B, Hk); got {tuple(x.shape)}.")
+    return x[..., None]
 
 
 def _sides(window_size: object) -> tuple[int | None, int | None]:

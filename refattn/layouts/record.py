@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from refattn._core.checks import check_choice, check_integer
 from refattn.layouts.orders import ORDERS
 from refattn.layouts.paged import PAGES
+from refattn.layouts.quantised import Block
 
 LSE = ("ht", "th")
 
@@ -27,6 +28,10 @@ class Layout:
     lse : {"ht", "th"}, default "ht"
         Axes of the log-sum-exp of packed queries: "ht" is (H, T) (FlashAttention), "th" (T, H) (FlashInfer). Elsewhere
         it is (B, H, L).
+    descale : tuple of three pairs (tokens, features), optional
+        Blocks of query, key and value that have a factor each, for a kernel that takes ``descale``; None in a pair is
+        the whole axis, and all of them None one factor for each head. A pair with features makes the factors (B, heads,
+        blocks of tokens, blocks of features).
     margin : int, default 0
         Cells of NaN around the arrays that the judge hands to a kernel, along each axis but the last: they are views
         with strides that do not follow from their shapes.
@@ -34,9 +39,9 @@ class Layout:
     Raises
     ------
     TypeError
-        If `page_size` or `margin` is no integer.
+        If `page_size`, `margin` or the size of a block is no integer, or `descale` no three pairs.
     ValueError
-        If a word is none of the choices, `page_size` less than 1 or `margin` negative.
+        If a word is none of the choices, `page_size` or a block less than 1 or `margin` negative.
 
     Examples
     --------
@@ -49,6 +54,7 @@ class Layout:
     page_size: int = 16
     pages: str = "nhd"
     lse: str = "ht"
+    descale: tuple[Block, Block, Block] = ((None, None), (None, None), (None, None))
     margin: int = 0
 
     def __post_init__(self) -> None:
@@ -56,4 +62,13 @@ class Layout:
         for name, choices in (("order", ORDERS), ("pages", tuple(PAGES)), ("lse", LSE)):
             check_choice("layouts.Layout", name, getattr(self, name), choices)
         check_integer("layouts.Layout", "page_size", self.page_size, least=1)
+        try:
+            pairs = tuple(tuple(pair) for pair in self.descale)
+        except TypeError:
+            pairs = ()
+        if [len(pair) for pair in pairs] != [2, 2, 2]:
+            raise TypeError(f"layouts.Layout: descale must be three pairs (tokens, features); got {self.descale!r}.")
+        object.__setattr__(self, "descale", pairs)
+        for size in (size for pair in pairs for size in pair if size is not None):
+            check_integer("layouts.Layout", "descale", size, least=1)
         check_integer("layouts.Layout", "margin", self.margin)

@@ -33,6 +33,7 @@ def rounded(
     sinks: Array | None = None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
 ) -> Floats:
     """Exact softmax attention rounded once to nearest, ties to even: the best result that a dtype can hold.
 
@@ -67,6 +68,8 @@ def rounded(
         True where dropout kept the weight, which is then multiplied by the real number 1/(1 - p).
     dropout_p : float, default 0.0
         Probability with which dropout drops a weight.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands, as `refattn.attention` takes them.
 
     Returns
     -------
@@ -112,7 +115,7 @@ def rounded(
     """
     return round_attention(
         "rounded", query, key, value, dtype, rows, mask=mask, bias=bias, is_causal=is_causal, scale=scale,
-        softcap=softcap, sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p,
+        softcap=softcap, sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, descale=descale,
     )  # fmt: skip
 
 

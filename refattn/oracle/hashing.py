@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ def digest(
     sinks: Array | None = None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
 ) -> str:
     """SHA-256 of correctly rounded attention: the same on every machine, so that a result is compared by 64 letters.
 
@@ -59,6 +61,8 @@ def digest(
         True where dropout kept the weight.
     dropout_p : float, default 0.0
         Probability with which dropout drops a weight.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands, as `refattn.attention` takes them.
 
     Returns
     -------
@@ -96,7 +100,7 @@ def digest(
     """
     found = round_attention(
         "digest", query, key, value, dtype, rows, mask=mask, bias=bias, is_causal=is_causal, scale=scale,
-        softcap=softcap, sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p,
+        softcap=softcap, sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, descale=descale,
     )  # fmt: skip
     head = " ".join([dtype_name(dtype), *map(str, found.shape)]) + "\n"
     numbers = np.where(np.isnan(found), np.nan, found).astype("<f8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,7 @@ def certified(
     sinks: Array | None = None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
 ) -> Certified:
     """Exact softmax attention with a proven error radius for every number.
 
@@ -93,6 +94,8 @@ def certified(
         True where dropout kept the weight, which is then multiplied by the real number 1/(1 - p).
     dropout_p : float, default 0.0
         Probability with which dropout drops a weight.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands, as `refattn.attention` takes them.
 
     Returns
     -------
@@ -134,11 +137,10 @@ def certified(
     >>> ra.oracle.certified(*x, tier="double-double", rows=[(0, 3)]).radius.max() < 1e-22
     np.True_
     """
-    function = "certified"
-    checks.check_choice(function, "tier", tier, TIERS)
+    checks.check_choice("certified", "tier", tier, TIERS)
     arguments = on_host(
-        function, query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap,
-        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p,
+        "certified", query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap,
+        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, descale=descale,
     )  # fmt: skip
     if tier == "double-double":
         from refattn.oracle.double_double import certify
@@ -152,7 +154,7 @@ def certified(
             for whole, part in zip(answer, certify(problem, everything), strict=True):
                 whole[index] = part
         return answer
-    wanted = checks.check_rows(function, rows, tuple(arguments.query.shape[:-1]))
+    wanted = checks.check_rows("certified", rows, tuple(arguments.query.shape[:-1]))
     answer = _blank((len(wanted),), Ev)
     for places, positions, problem in chosen(arguments, wanted):
         for whole, part in zip(answer, certify(problem, positions), strict=True):

@@ -16,6 +16,7 @@ from refattn import biases, masks
 from refattn._arguments import Arguments, gather
 from refattn._core import checks
 from refattn._core.arrays import Array, is_array, to_numpy
+from refattn._core.descale import on_host as factors_on_host
 from refattn.oracle.operands import Flags, Floats, Ints, Operand
 
 
@@ -182,6 +183,7 @@ def on_host(function: str, query: Array, key: Array, value: Array, **given: Any)
         operands.append(to_numpy(x))
         _check_held(function, name, operands[-1])
     host: dict[str, Any] = {name: to_numpy(x) if is_array(x) else x for name, x in given.items()}
+    host["descale"] = factors_on_host(function, given.get("descale"))
     return gather(function, *operands, **host, dtype="float64")
 
 

@@ -13,20 +13,21 @@ from refattn._core.arrays import Array, dtype_name, quiet, round_to, to_numpy
 from refattn.testing import bugs
 from refattn.testing.bugs import Bug, Variant
 from refattn.testing.bugs.engine import run
+from refattn.testing.probes.tells import TELLS
 
 Floats = npt.NDArray[np.float64]
 Criterion = Callable[[Floats, Floats], bool]
 
-# Probes, as `probes.probe` names them, by the part of a kernel whose bugs they read out.
-PROBE_OF = {
-    "mask geometry": "mask",
-    "softmax recurrence": "stairs",
-    "scale, softcap, bias, position": "temperature",
-    "heads, layout, strides": "needle",
-    "cache, paging, quantisation": "needle",
-    "split, merge, lse, sinks": "stairs",
-    "dropout": "",
-}
+# Parts of a kernel whose bugs show in what it returns.
+FAMILIES = (
+    "mask geometry",
+    "softmax recurrence",
+    "scale, softcap, bias, position",
+    "heads, layout, strides",
+    "cache, paging, quantisation",
+    "split, merge, lse, sinks",
+    "dropout",
+)
 # Variants of one bug that are tried: the criterion catches it only if it catches each.
 MOST_VARIANTS = 8
 
@@ -46,8 +47,8 @@ class Power:
     right_passes : bool
         Whether the right answer, rounded to the inputs' dtype, passes at all.
     probe : str or None
-        The one probe of `refattn.testing.probes` that is about most of what is let through or out of reach, by the part
-        of a kernel; None where nothing is let through.
+        The one probe of `refattn.testing.probes` that names most of what is let through or out of reach; None where
+        nothing is let through, or no probe names any of it.
     """
 
     caught: tuple[str, ...]
@@ -125,7 +126,7 @@ def power(inputs: Mapping[str, Any], criterion: Mapping[str, float] | Criterion)
     right = _rounded(exact, dtype)
     caught, through, unreached = [], [], []
     for bug in bugs.BUGS:
-        if bug.family not in PROBE_OF:
+        if bug.family not in FAMILIES:
             continue
         variants = [variant for variant, _ in zip(bug.variants(problem), range(MOST_VARIANTS), strict=False)]
         if not variants:
@@ -196,10 +197,7 @@ def _named(bug: Bug) -> str:
 
 
 def _probe(left: list[Bug]) -> str | None:
-    """The probe that reads out most of these bugs."""
-    counts: dict[str, int] = {}
-    for bug in left:
-        name = PROBE_OF.get(bug.family)
-        if name:
-            counts[name] = counts.get(name, 0) + 1
-    return max(counts, key=lambda name: counts[name]) if counts else None
+    """The probe that tells most of these bugs by their ids; of probes that tell as many, the one that runs first."""
+    ids = {bug.id for bug in left}
+    counts = {name: len(ids & set(told)) for name, told in TELLS.items()}
+    return max(counts, key=lambda name: counts[name]) if any(counts.values()) else None

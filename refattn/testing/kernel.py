@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from refattn import masks
 from refattn._core.arrays import dtype_name
 from refattn._core.checks import check_flag, check_integer
 from refattn.testing.diagnosis.fitting import Sample
 from refattn.testing.diagnosis.ranking import diagnose
 from refattn.testing.explanation import Explanation
 from refattn.testing.inputs.problems import Inputs, NotRun, inputs, plan
+from refattn.testing.laws import CHECKS
 from refattn.testing.probes import Readings, probe
 from refattn.testing.report import CheckResult, Finding, Report, counted
-from refattn.testing.running import run
+from refattn.testing.running import UNEXPECTED, WRONG_VALUES, run
 from refattn.testing.spec import KernelSpec
+from refattn.testing.suite import QUICK, THOROUGH, LawResult, result_of
 
 # Wrong problems of a check that symptoms are looked for in.
 EXPLAINED = 4
@@ -26,9 +30,14 @@ EXPLAINED = 4
 MOST_SAMPLES = 6
 
 PROBES = "probes"
-WRONG_VALUES = "wrong values"
+# Laws that many kernels break to no one's harm: a word in the report, no finding.
+WORD_ONLY = {
+    "check_masked_nan": "a NaN or infinity of a token behind the mask, which is multiplied by its weight of 0, spreads"
+}
 # Kind of a fault, and what tells faults of one kind apart: wrong values by their check, others by what was done.
 Key = tuple[str, str]
+# What comes of the laws, by whether something is wrong already.
+Laws = Callable[[bool], Iterator[tuple[CheckResult, list[tuple[Key, Finding]]]]]
 
 
 def check_kernel(
@@ -68,8 +77,10 @@ def check_kernel(
     "rising" (scores that rise along the keys, so that each tile brings a new maximum); "coded" (each query aims at one
     key, so that a lost or misplaced key is lost whole); and "smollm2", captured from a model. Each runs at all
     `lengths`, `dims` and `batch` of the spec.
-    Then each accepted argument is varied by itself, and each accepted table by what it is for (see `KernelSpec`). A
-    check that is not run is listed with its reason.
+    Then each accepted argument is varied by itself, and each accepted table by what it is for (see `KernelSpec`). Last
+    come the laws of ``refattn.testing.laws``, such as causality and the order of keys, on small problems within
+    `lengths` that hypothesis draws and shrinks; a quick run has them where nothing else is wrong. `run_checks` runs
+    them on larger ones. A check that is not run is listed with its reason.
 
     The kernel gets fresh arrays for each call, and they are compared with what they were afterwards. An exception that
     it raises is a finding. Of the rows of large problems 4,096 are checked.
@@ -92,6 +103,7 @@ def check_kernel(
     tallies: dict[str, _Tally] = {}
     skipped: list[CheckResult] = []
     order: list[str] = []
+    masked: masks.Mask | None = None
     for item in plan(spec, quick=quick, seed=seed):
         if item.check not in order:
             order.append(item.check)
@@ -100,12 +112,49 @@ def check_kernel(
             skipped.append(CheckResult(item.check, "not run", item.reason))
         else:
             tally = tallies.setdefault(item.check, _Tally(item.check))
-            tally.add(spec, inputs(spec, item), {"law": item.law, "seed": list(item.seed)})
-    return _report(spec, tallies, {result.name: result for result in skipped}, order, seed, readings)
+            given = inputs(spec, item)
+            tally.add(spec, given, {"law": item.law, "seed": list(item.seed)}, masked)
+            masked = masks.array(given.passed["mask"]) if item.varied == "mask" else masked
+    laws = partial(_laws, spec, quick=quick, seed=seed, say=say)
+    return _report(spec, tallies, {result.name: result for result in skipped}, order, seed, readings, laws)
 
 
 def _quietly(line: str) -> None:
     """Show no progress."""
+
+
+def _laws(
+    spec: KernelSpec, wrong: bool, *, quick: bool, seed: int, say: Callable[[str], None]
+) -> Iterator[tuple[CheckResult, list[tuple[Key, Finding]]]]:
+    """Line and findings of each law; a quick run has none where something is wrong already."""
+    for check in CHECKS:
+        name = check.__name__
+        if quick and wrong:
+            yield CheckResult(name, "not run", "quick=True runs laws where nothing else is wrong"), []
+            continue
+        say(name)
+        effort = QUICK if quick else THOROUGH
+        try:
+            result = result_of(spec, check, replace(effort, shrinks=0) if name in WORD_ONLY else effort, seed)
+        except ImportError as error:
+            result = LawResult(name, "not run", str(error).removeprefix(f"{name}: "))
+        yield _of_law(spec, result)
+
+
+def _of_law(spec: KernelSpec, result: LawResult) -> tuple[CheckResult, list[tuple[Key, Finding]]]:
+    """The line of a law, and what it found, on the smallest problem that shows it."""
+    name, failed = result.name, int(result.case is not None)
+    reason = "" if result.outcome == "WRONG" and failed else result.message
+    outcome = result.outcome
+    if name in WORD_ONLY and outcome == "WRONG" and failed and result.kind == WRONG_VALUES:
+        outcome, reason = "not kept", WORD_ONLY[name]
+    line = CheckResult(name, outcome, reason, result.problems, failed)
+    if outcome != "WRONG":
+        return line, []
+    told = {} if result.case is None else {**_told(result.case.inputs(spec)), "source": repr(result.case)}
+    text = result.message.removeprefix(f"{name}: ")
+    found = Finding(name, result.kind, text, told, failed or result.problems, (name,))
+    return line, [((result.kind, result.key or name), found)]
 
 
 def check_inputs(spec: KernelSpec, given: Inputs, source: str) -> Report:
@@ -122,6 +171,7 @@ def _report(
     order: list[str],
     seed: int | None,
     readings: Readings | None = None,
+    laws: Laws | None = None,
 ) -> Report:
     """The report on what was run."""
     findings: dict[Key, Finding] = {}
@@ -131,8 +181,11 @@ def _report(
         findings.update(found)
     for name, tally in tallies.items():
         results[name], found = tally.result(spec.expected_failures.get(name))
-        for key, finding in found:
-            findings[key] = _joined(findings[key], finding) if key in findings else finding
+        _add(findings, found)
+    for line, found in laws(bool(findings)) if laws is not None else ():
+        results[line.name] = line
+        order = [*order, line.name]
+        _add(findings, found)
     return Report(
         passed=not findings and any(tally.judged for tally in tallies.values()),
         findings=tuple(findings.values()),
@@ -152,7 +205,7 @@ def _of_probes(readings: Readings, expected: str | None) -> tuple[CheckResult, l
         return CheckResult(PROBES, "not run", reason), []
     if readings.passed and expected is not None:
         reason = f"was expected to fail ({expected}), but every probe reads right"
-        kind = "expected failure passed"
+        kind = UNEXPECTED
         found = Finding(PROBES, kind, reason, {}, readings.calls, (PROBES,))
         return CheckResult(PROBES, "WRONG", reason, calls), [((kind, PROBES), found)]
     if readings.passed:
@@ -182,9 +235,13 @@ def _diagnosis(
     )
 
 
-def _joined(first: Finding, other: Finding) -> Finding:
-    """One fault that shows in several checks."""
-    return replace(first, problems=first.problems + other.problems, checks=(*first.checks, *other.checks))
+def _add(findings: dict[Key, Finding], found: list[tuple[Key, Finding]]) -> None:
+    """Add findings; one fault that shows in several checks is one."""
+    for key, other in found:
+        first = findings.get(key)
+        if first is not None:
+            other = replace(first, problems=first.problems + other.problems, checks=(*first.checks, *other.checks))
+        findings[key] = other
 
 
 @dataclass
@@ -213,13 +270,13 @@ class _Tally:
     measured: list[Explanation] = field(default_factory=list)
     symptoms: list[Explanation] = field(default_factory=list)
 
-    def add(self, spec: KernelSpec, given: Inputs, source: dict[str, Any]) -> None:
-        """Run one problem."""
+    def add(self, spec: KernelSpec, given: Inputs, source: dict[str, Any], masked: masks.Mask | None = None) -> None:
+        """Run one problem, after calls of which the last one with a mask array had `masked`."""
         seen = self.seen.get((WRONG_VALUES, self.check))
         explain = seen is None or seen.problems < EXPLAINED
         verdict, faults, sample = run(spec, given, explain=explain, keep=self.check if explain else None)
         if sample is not None:
-            self.samples.append(sample)
+            self.samples.append(replace(sample, problem=replace(sample.problem, masked=masked)))
         self.problems += 1
         about = {**_told(given), **source}
         size = int(np.prod(given.query.shape[:-1])) * given.key.shape[-2]
@@ -236,10 +293,7 @@ class _Tally:
             self.budget_used = max(self.budget_used or 0.0, verdict.budget_used)
             if verdict.lse_budget_used is not None:
                 self.lse_budget_used = max(self.lse_budget_used or 0.0, verdict.lse_budget_used)
-        # What is measured is a first-order change: of errors beyond the proven bound it is no cause.
-        large = len(verdict.wrong_rows) > 0
-        for effect in verdict.effects:
-            self.measured.append(replace(effect.explanation, bug=None) if large else effect.explanation)
+        self.measured += [effect.explanation for effect in verdict.effects]
         self.symptoms += [Explanation(bug=None, name=text, instrument="symptom") for text in verdict.symptoms]
         if wrong:
             self._keep(
@@ -270,7 +324,7 @@ class _Tally:
         if expected is not None and self.failed:
             outcome, reason, findings = "expected failure", expected, []
         elif expected is not None:
-            kind = "expected failure passed"
+            kind = UNEXPECTED
             outcome, reason = "WRONG", f"was expected to fail ({expected}), but no problem of {self.problems} failed"
             findings = [((kind, self.check), Finding(self.check, kind, reason, {}, self.problems, (self.check,)))]
         elif not self.failed and not self.judged:
@@ -293,6 +347,8 @@ def _told(given: Inputs) -> dict[str, Any]:
         value = given.passed.get(name, value)
         if hasattr(value, "shape"):
             arguments[name] = f"<{dtype_name(value)} {tuple(value.shape)}>"
+        elif isinstance(value, tuple):
+            arguments[name] = f"<{', '.join(f'{dtype_name(x)} {tuple(x.shape)}' for x in value)}>"
         else:
             arguments[name] = f"{value:.6g}" if isinstance(value, float) else repr(value)
     if given.batch is not None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from refattn.testing.explanation import Explanation
+from refattn.testing.spec import LAW_CHECKS
 from refattn.testing.verdict.record import plain, share_text
 
 MOST_LINES = 60
 # Findings that are shown in full; the others get one line.
 IN_FULL = 3
+# Columns of a line of names.
+WIDTH = 116
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ class CheckResult:
     ----------
     name : str
         Name of the check, as `expected_failures` takes it.
-    outcome : {"right", "WRONG", "expected failure", "not judged", "not run"}
-        What came of it. "not judged": the contract's bound claims nothing about any of its problems.
+    outcome : {"right", "WRONG", "expected failure", "not judged", "not kept", "not run"}
+        What came of it. "not judged": the contract's bound claims nothing about any of its problems. "not kept": a law
+        that many kernels break to no one's harm.
     reason : str
         Why it was not run or not judged, or is expected to fail.
     problems, failed, unjudged : int
@@ -116,7 +121,8 @@ class Report:
             f"  contract: {self.contract}",
             *_diagnosis_lines(self.diagnosis),
             "checks",
-            *(f"  {check.name:<13} {_outcome(check)}" for check in self.checks),
+            *(f"  {check.name:<13} {_outcome(check)}" for check in self.checks if check.name not in LAW_CHECKS),
+            *_law_lines([check for check in self.checks if check.name in LAW_CHECKS]),
         ]
         if self.findings:
             lines.append("findings")
@@ -154,6 +160,20 @@ def _diagnosis_lines(diagnosis: tuple[Explanation, ...]) -> Iterator[str]:
         yield f"  ... and {len(diagnosis) - IN_FULL} more: see diagnosis"
 
 
+def _law_lines(laws: list[CheckResult]) -> Iterator[str]:
+    """The laws by what came of them: a line of text for all with one outcome and reason."""
+    if laws:
+        yield "laws"
+    alike: dict[str, list[CheckResult]] = {}
+    for law in laws:
+        alike.setdefault("right" if law.outcome == "right" else _outcome(law), []).append(law)
+    for outcome, found in alike.items():
+        if outcome == "right":
+            outcome = f"right in {counted(sum(law.problems for law in found))}"
+        lines = wrap(f"{', '.join(law.name for law in found)}: {outcome}", WIDTH)
+        yield from (f"  {'  ' * (n > 0)}{line}" for n, line in enumerate(lines))
+
+
 def counted(problems: int) -> str:
     """A number of problems in words."""
     return f"{problems} {'problem' if problems == 1 else 'problems'}"
@@ -175,6 +195,8 @@ def _outcome(check: CheckResult) -> str:
         used += f", {check.unjudged} not judged"
     if check.outcome == "right":
         return f"right in {counted(check.problems - check.unjudged)}{used}"
+    if check.outcome == "not kept":
+        return f"not kept: {check.reason}"
     head = f"{check.outcome} in {check.failed} of {counted(check.problems)}{used}"
     return head + (f": {check.reason}" if check.reason else "")
 

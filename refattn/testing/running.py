@@ -16,8 +16,9 @@ from refattn._core.arrays import Array, dtype_name, from_numpy, is_array, librar
 from refattn.contract.formats import unit
 from refattn.testing import bugs
 from refattn.testing.diagnosis.fitting import Sample
+from refattn.testing.inputs import outputs
 from refattn.testing.inputs.batches import stored
-from refattn.testing.inputs.problems import Inputs
+from refattn.testing.inputs.problems import Inputs, input_dtype, multiplied
 from refattn.testing.spec import ARGUMENTS, KernelSpec
 from refattn.testing.verdict import sequences
 from refattn.testing.verdict.checking import LSE_BASES
@@ -33,8 +34,11 @@ MOST_WORK = 4e9
 KEPT = 24
 
 FUNCTION = "check_kernel"
-RAISED = "raised"
+# Kinds of faults.
+RAISED, RETURNED, TOUCHED, WRONG_VALUES = "raised", "returned", "changed its inputs", "wrong values"
+UNEXPECTED = "expected failure passed"
 OPERANDS = ("query", "key", "value")
+FACTORS = tuple(f"descale of {name}" for name in OPERANDS)
 
 
 class Fault(NamedTuple):
@@ -59,44 +63,61 @@ def run(spec: KernelSpec, given: Inputs, *, explain: bool = True, keep: str | No
     `keep` is the name of a check for which rows of a wrong result are kept.
     """
     call = None if given.batch is not None else prepared(spec, given)
+    faults, host = returned(spec, given)
+    if host is None:
+        return Outcome(None, faults)
+    terms = terms_of(spec)
+    if call is not None:
+        output, lse = logical(spec, sequences_of(spec, given), host)
+        verdict = verdict_of([(call, rows_of(call))], terms, output, lse, explain=explain, statistics=True)
+        return Outcome(verdict, faults, _kept(spec, given, host, terms, verdict, keep))
+    verdict = _of_sequences(spec, given, host, terms, explain=explain)
+    if explain and not verdict.passed and not np.isfinite(host[0].astype(np.float64)).all():
+        notes = _read_from(spec, given, terms)
+        verdict = replace(verdict, notes=(*verdict.notes, *notes))
+    return Outcome(verdict, faults, _kept(spec, given, host, terms, verdict, keep))
+
+
+def returned(spec: KernelSpec, given: Inputs) -> tuple[tuple[Fault, ...], list[npt.NDArray[Any]] | None]:
+    """What a kernel does wrong but for its values, and on the host what it returns; None where that is no result."""
     before = handed(spec, given)
     moved, host = called(spec, given, before)
     if isinstance(host, Fault) and host.kind == RAISED:
-        return Outcome(None, (host,))
-    faults = list(_touched(before, moved))
+        return (host,), None
+    faults = [*_touched(before, moved), *_left(moved)]
     if isinstance(host, Fault):
-        return Outcome(None, (*faults, host))
+        return (*faults, host), None
     contract = spec.numerics()
     if dtype_name(host[0]) != contract.output:
         text = f"returned an output of {dtype_name(host[0])}; the contract says {contract.output}"
         faults.append(_returned(text))
     if (wrong := misshapen(spec, sequences_of(spec, given), host)) is not None:
-        return Outcome(None, (*faults, wrong))
+        return (*faults, wrong), None
+    return tuple(faults), host
+
+
+def terms_of(spec: KernelSpec) -> Terms:
+    """What a kernel's results are held to."""
     bound: Callable[..., Any] = spec.method.capabilities.bound  # type: ignore[attr-defined]
-    terms = Terms(contract, bound, LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"])
-    if call is not None:
-        output, lse = logical(spec, sequences_of(spec, given), host)
-        verdict = verdict_of([(call, _rows(call))], terms, output, lse, explain=explain, statistics=True)
-        return Outcome(verdict, tuple(faults), _kept(spec, given, host, terms, verdict, keep))
-    verdict = _of_sequences(spec, given, host, terms, explain=explain)
-    if explain and not verdict.passed and not np.isfinite(host[0].astype(np.float64)).all():
-        notes = _read_from(spec, given, terms)
-        verdict = replace(verdict, notes=(*verdict.notes, *notes))
-    return Outcome(verdict, tuple(faults), _kept(spec, given, host, terms, verdict, keep))
+    return Terms(spec.numerics(), bound, LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"])
 
 
 def called(
     spec: KernelSpec, given: Inputs, arrays: dict[str, npt.NDArray[Any]]
 ) -> tuple[dict[str, Array], list[npt.NDArray[Any]] | Fault]:
     """The arrays that the kernel got, copies of the given ones, and on the host what it returned, or did instead."""
-    moved = {name: _moved(spec, x) for name, x in arrays.items()}
+    moved: dict[str, Any] = {name: _moved(spec, x) for name, x in arrays.items()}
     named = {name: moved.get(name, x) for name, x in given.passed.items()}
+    if named.get("descale") is not None:
+        named["descale"] = tuple(moved[name] for name in FACTORS)
+    if "out" in spec.accepts:
+        named["out"], moved["out"] = _room(spec, given)
     try:
         result = spec.function(*(moved[name] for name in OPERANDS), **named)
     except Exception as error:
         text = _raised(spec.function, error)
         return moved, Fault(RAISED, text, text)
-    found = _unpacked(spec, result)
+    found = _unpacked(spec, result, named.get("out"))
     return moved, found if isinstance(found, Fault) else [to_numpy(x) for x in found]
 
 
@@ -132,17 +153,36 @@ def _kept(
     if given.batch is None:
         call = prepared(spec, given)
         cases = [(call, choose_rows(FUNCTION, call, rows))]
-        problem = bugs.Problem.of(call)
+        problem = bugs.Problem.of(call, margin=spec.stored.margin, order=spec.stored.order, **_factors(given))
     else:
         arguments = _arguments(spec, given, held)
         cases = sequences.chosen(FUNCTION, held, arguments, rows)
-        problem = bugs.Problem.of_inputs(given, page_size=held.page_size)
+        problem = bugs.Problem.of_inputs(_multiplied(given), page_size=held.page_size, **_factors(given))
     judged = tuple(part for call, chosen in cases for part in parts(call, chosen, terms, output, lse))
     contract = terms.contract
     formats = (contract.probabilities, contract.output, contract.accumulator)
     bounds = np.concatenate([part.output.bound.ravel() for part in judged])
-    widest = float(np.max(bounds, where=np.isfinite(bounds), initial=0.0))
-    return Sample(problem, judged, check, max(map(unit, formats)), widest)
+    bounds = bounds[np.isfinite(bounds) & (bounds > 0)]
+    widest, typical = float(bounds.max(initial=0.0)), float(np.median(bounds)) if len(bounds) else 0.0
+    return Sample(problem, judged, check, max(map(unit, formats)), widest, typical, unit(contract.accumulator))
+
+
+def _factors(given: Inputs) -> dict[str, Any]:
+    """The factors of the operands (B, heads), where they have some and no blocks."""
+    factors = given.arguments.get("descale")
+    if factors is None or any(x.shape[2:] != (1,) for x in factors):
+        return {}
+    return {"descale": tuple(x[..., 0] for x in factors)}
+
+
+def _multiplied(given: Inputs) -> Inputs:
+    """The problem without factors, of operands that are multiplied by them."""
+    arguments = dict(given.arguments)
+    factors = arguments.pop("descale", None)
+    if factors is None:
+        return given
+    query, key, value = map(multiplied, (given.query, given.key, given.value), factors)
+    return replace(given, query=query, key=key, value=value, arguments=arguments)
 
 
 def _of_interest(verdict: Verdict, held: Sequences) -> npt.NDArray[np.int64]:
@@ -181,7 +221,7 @@ def prepared(spec: KernelSpec, given: Inputs) -> Call:
     return prepare(FUNCTION, given.query, given.key, given.value, dtype="float64", **{**arguments, **arrays})
 
 
-def _rows(call: Call) -> Rows:
+def rows_of(call: Call) -> Rows:
     """All rows of a small problem, a sample of a large one."""
     L, S = call.score.lengths
     rows = int(np.prod(call.lead)) * L
@@ -198,6 +238,7 @@ def handed(spec: KernelSpec, given: Inputs, **fills: float) -> dict[str, npt.NDA
     else:
         operands = [layouts.to_order(x, spec.stored.order) for x in operands]
     arrays = {name: x for name, x in given.passed.items() if isinstance(x, np.ndarray)}
+    arrays |= dict(zip(FACTORS, given.passed.get("descale") or (), strict=False))
     return {**dict(zip(OPERANDS, operands, strict=True)), **arrays, **tables}
 
 
@@ -247,12 +288,37 @@ def _touched(handed: dict[str, npt.NDArray[Any]], moved: dict[str, Array]) -> li
         for name, before in handed.items()
         if np.ascontiguousarray(before).tobytes() != np.ascontiguousarray(to_numpy(moved[name])).tobytes()
     ]
-    text = f"changed its inputs: {', '.join(found)}"
-    return [Fault("changed its inputs", text, text)] if found else []
+    text = f"{TOUCHED}: {', '.join(found)}"
+    return [Fault(TOUCHED, text, text)] if found else []
 
 
-def _unpacked(spec: KernelSpec, result: Any) -> list[Array] | Fault:
-    """The arrays that `returns` names, or what came instead."""
+def _room(spec: KernelSpec, given: Inputs) -> tuple[Array, outputs.Room]:
+    """The array that the kernel is to write its output to, and what it lies in."""
+    packed = "cu_seqlens_q" in spec.tables
+    shape, _ = sequences.result_shape("output", spec.stored, sequences_of(spec, given), packed=packed)
+    made = outputs.room(shape, input_dtype(spec.numerics().output), spec.arrays, spec.device, spec.stored.margin)
+    return made.out, made
+
+
+def _left(moved: dict[str, Any]) -> list[Fault]:
+    """What a kernel that is to write its output to an array left out, and what it wrote beside it."""
+    if "out" not in moved:
+        return []
+    found = []
+    if (text := outputs.unwritten(moved["out"])) is not None:
+        found.append(_returned(text, "out"))
+    if outputs.overwritten(moved["out"]):
+        text = f"{TOUCHED}: cells around out"
+        found.append(Fault(TOUCHED, text, text))
+    return found
+
+
+def _unpacked(spec: KernelSpec, result: Any, out: Array | None) -> list[Array] | Fault:
+    """The arrays that `returns` names, or what came instead; None stands for an output that was written to `out`."""
+    if out is not None and result is None:
+        result = out
+    elif out is not None and isinstance(result, tuple | list) and result[0] is None:
+        result = (out, *result[1:])
     if len(spec.returns) == 1:
         found = [result]
     elif isinstance(result, tuple | list) and len(result) == len(spec.returns):
@@ -281,4 +347,4 @@ def misshapen(spec: KernelSpec, held: Sequences, host: list[npt.NDArray[Any]]) -
 
 def _returned(text: str, key: str | None = None) -> Fault:
     """A fault of what was returned."""
-    return Fault("returned", text, key or text)
+    return Fault(RETURNED, text, key or text)

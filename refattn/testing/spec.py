@@ -19,13 +19,15 @@ ARGUMENTS = ("mask", "bias", "is_causal", "scale", "softcap", "sinks")
 DROPOUT = ("dropout_mask", "dropout_p")
 TABLES = ("block_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
 STORAGE = ("descale", *TABLES)
+# The array that the output is to be written to.
+OUT = "out"
 LAWS = ("normal", "peaked", "offset", "rising", "coded")
 # Checks of check_kernel, and those of laws, which are functions in refattn.testing.laws.
 LAW_CHECKS = (
     "check_forward", "check_lse", "check_tile_edges", "check_layouts", "check_empty_rows", "check_causality",
-    "check_masked_nan", "check_key_permutation", "check_head_independence", "check_batch_independence",
-    "check_nan_containment", "check_value_linearity", "check_split_merge", "check_strides", "check_determinism",
-    "check_inputs_untouched",
+    "check_masked_nan", "check_key_permutation", "check_logit_shift", "check_head_independence",
+    "check_batch_independence", "check_nan_containment", "check_value_linearity", "check_split_merge", "check_strides",
+    "check_determinism", "check_inputs_untouched",
 )  # fmt: skip
 CHECKS = ("probes", *LAWS, "smollm2", *ARGUMENTS, "dropout_mask", "empty_rows", "gradients", *STORAGE, *LAW_CHECKS)
 
@@ -60,7 +62,11 @@ class KernelSpec:
         multiplied by 1/(1 - p), and p; where they are not varied, None and 0.0. A kernel that draws for itself is held
         against the mask that it drew by `check`.
         "cu_seqlens_q", "cu_seqlens_k", "seqused_k" and "block_table" say that the operands are packed or paged: see
-        Notes. "descale" may be named, gets None, and is listed as not run.
+        Notes. "descale" is a tuple of float32 arrays (B, H, 1), (B, Hk, 1) and (B, Hk, 1) that query, key and value are
+        to be multiplied by, different in each batch entry and head, and in each block where the layout's `descale` says
+        so; None where it is not varied. "out" is an array that the output is to be written to, in the contract's dtype
+        and the order of the layout; cells that are not written, and cells around it that are, are told. The kernel
+        returns it, or None in its place.
     returns : sequence of str, optional
         ("output",), ("output", "lse") or ("output", "lse2"): lse2 is in base 2. Both have shape (B, H, L) in every
         layout, and (H, T) where queries are packed, or (T, H) if the layout's `lse` is "th".
@@ -86,7 +92,7 @@ class KernelSpec:
         listed as not run: gradients are not judged yet.
     expected_failures : mapping of str to str, optional
         Reasons by name of check, of `check_kernel` or of ``refattn.testing.laws``. An expected failure is listed and no
-        finding; one that passes is a finding.
+        finding; one that passes is a finding. No law asks for an argument whose own check is expected to fail.
 
     Raises
     ------
@@ -147,7 +153,7 @@ class KernelSpec:
             self._keep("computes", dict(_names("computes", self.computes, ARGUMENTS)))
         elif isinstance(self.computes, type):
             raise TypeError(_message("computes", "be a mapping or a function of (L, S)", self.computes.__name__))
-        self._keep("accepts", tuple(_names("accepts", self.accepts, (*ARGUMENTS, *DROPOUT, *STORAGE))))
+        self._keep("accepts", tuple(_names("accepts", self.accepts, (*ARGUMENTS, *DROPOUT, *STORAGE, OUT))))
         if not callable(self.computes) and (both := set(self.accepts) & set(self.computes)):
             raise ValueError(
                 _message("computes and accepts", "name each argument once", f"{', '.join(sorted(both))} in both")
@@ -158,6 +164,9 @@ class KernelSpec:
             raise ValueError(_message("returns", rule, self.returns))
         if self.contract is not None:
             self._keep("contract", resolve(self.contract, "float32"))
+        if self.numerics().probability_scale is not None:
+            rule = "be one without scales of weights; check judges the arrays of a kernel with them"
+            raise ValueError(_message("contract", rule, self.numerics().describe()))
         if "block_table" in self.accepts and not {"seqused_k", "cu_seqlens_k"} & set(self.accepts):
             rule = 'name "seqused_k" or "cu_seqlens_k" beside "block_table"'
             raise ValueError(_message("accepts", rule, ", ".join(self.accepts)))
@@ -169,6 +178,10 @@ class KernelSpec:
             raise ValueError(_message("layout", rule, repr(self.layout)))
         if self.arrays not in LIBRARIES:
             raise ValueError(_message("arrays", f"be one of {', '.join(map(repr, LIBRARIES))}", self.arrays))
+        if self.arrays == "jax" and OUT in self.accepts:
+            raise ValueError(
+                _message("accepts", "not name out where arrays is 'jax', whose arrays are not written to", OUT)
+            )
         self._keep("batch", _sizes("batch", self.batch))
         heads = _sizes("heads", self.heads)
         if len(heads) != 2 or heads[0] % heads[1]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -15,15 +16,31 @@ from refattn.testing.laws.observing import Violation
 from refattn.testing.laws.stating import Law
 from refattn.testing.repro.saved import save_repro
 from refattn.testing.repro.shrinking import simpler
-from refattn.testing.running import run
+from refattn.testing.running import UNEXPECTED, run
 from refattn.testing.spec import KernelSpec
 
 MAX_EXAMPLES, QUICK_EXAMPLES = 25, 5
 # Problems that are tried to make a failing one smaller; each runs the kernel a few times.
 MOST_SHRINKS = 150
+# Problems about which a law says nothing, for each that is wanted, before it is given up.
+MISSES = 7
 NOTHING_DRAWN = "no drawn problem shows this law"
+TOO_LARGE = "lengths= allows no problem of less than {:,} cells (query, key); here laws are run on {:,} at most"
 FUNCTION = "parametrize_with_checks"
 MISSING = '{}: {} is needed, which is not installed: pip install "refattn[testing]".'
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on a law: problems, those that are tried to make one smaller, and cells of each problem."""
+
+    examples: int
+    shrinks: int = MOST_SHRINKS
+    cells: float = math.inf
+
+
+# Of the laws among the checks of a kernel, when it is quick and else: on small problems, whatever it is made for.
+QUICK, THOROUGH = Effort(3, 30, 2**12), Effort(10, MOST_SHRINKS, 2**14)
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,10 @@ class LawResult:
         The smallest problem found that shows what is wrong.
     kind : str
         What sort of fault it is, as `Finding` says it; empty where there is none.
+    problems : int
+        How many problems were run before one was found that breaks the law.
+    key : str or None
+        What results of one kind share that tell of one fault, such as a call that raises.
     """
 
     name: str
@@ -49,6 +70,8 @@ class LawResult:
     message: str = ""
     case: Case | None = None
     kind: str = ""
+    problems: int = 0
+    key: str | None = None
 
 
 def run_checks(
@@ -106,9 +129,9 @@ def run_checks(
     examples = QUICK_EXAMPLES if quick else MAX_EXAMPLES
     if max_examples is not None:
         examples = check_integer("run_checks", "max_examples", max_examples, least=1)
-    found = []
+    effort, found = Effort(examples), []
     for check in CHECKS:
-        result = result_of(spec, check, examples, seed, repro)
+        result = result_of(spec, check, effort, seed, repro)
         found.append(result)
         if progress is not None:
             progress(result)
@@ -191,7 +214,7 @@ def parameters(specs: Sequence[KernelSpec], *, max_examples: int, repro: str | P
             name = check.__name__
             reason = spec.expected_failures.get(name)
             marks = [] if reason is None else [pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True)]
-            drawn = _Drawn(spec, check, examples, repro)
+            drawn = _Drawn(spec, check, Effort(examples), repro)
             found.append(pytest.param(drawn, id=f"{spec.name}-{name}", marks=marks))
     return found
 
@@ -211,9 +234,10 @@ class _Drawn:
 
     spec: KernelSpec
     check: Law
-    examples: int
+    effort: Effort
     repro: str | Path | None = None
     seed: int | None = None
+    tried: list[Case] = field(default_factory=list)
 
     def __call__(self) -> None:
         """Run the law on drawn problems, and raise its violation on the smallest that was found."""
@@ -224,35 +248,39 @@ class _Drawn:
             from refattn.testing import strategies
         except ImportError:
             raise ImportError(MISSING.format(self.check.__name__, "hypothesis")) from None
-        if (reason := self.check.unfit(self.spec)) is not None:
+        if (reason := self._nothing()) is not None:
             raise SkipTest(reason)
-        if not limits(self.spec).pairs:
-            raise SkipTest("is_causal=True has no meaning for L != S, and all lengths differ")
         broken: dict[Case, Violation] = {}
-        shrinks = 0
+        shrinks = missed = 0
+        self.tried.clear()
 
         def test(case: Case) -> None:
-            nonlocal shrinks
+            nonlocal shrinks, missed
             if case in broken:
                 raise broken[case]
             shrinks += bool(broken)
-            if shrinks > MOST_SHRINKS:
+            if shrinks > self.effort.shrinks:
                 hypothesis.reject()
             try:
                 self.check(self.spec, case)
             except SkipTest:
+                missed += 1
+                if missed > MISSES * self.effort.examples and not self.tried:
+                    raise SkipTest(NOTHING_DRAWN) from None
                 hypothesis.reject()
             except Violation as error:
                 error.case = case
                 broken[case] = error
                 raise
+            if not broken:
+                self.tried.append(case)
 
         phases = [phase for phase in hypothesis.Phase if phase.name not in ("explain", "explicit", "reuse")]
-        drawn = hypothesis.given(strategies.cases(self.spec))(test)
+        drawn = hypothesis.given(strategies.drawn(self.spec, self.effort.cells))(test)
         if self.seed is not None:
             drawn = hypothesis.seed(self.seed)(drawn)
         searched = hypothesis.settings(
-            max_examples=self.examples,
+            max_examples=self.effort.examples,
             deadline=None,
             database=None,
             phases=phases,
@@ -270,37 +298,49 @@ class _Drawn:
                 path = Path(self.repro) / f"{self.spec.name}-{self.check.__name__}.npz"
                 save_repro(path, self.spec, found.case, check=self.check.__name__)
                 text = f"{found}\n  saved: python -m refattn replay {path} module:SPEC"
-                found = Violation(text, found.kind, found.case)
+                found = Violation(text, found.kind, found.case, found.key)
             raise found from None
+
+    def _nothing(self) -> str | None:
+        """Why no problem is drawn."""
+        if (reason := self.check.unfit(self.spec)) is not None:
+            return reason
+        allowed = limits(self.spec)
+        if not allowed.pairs:
+            return "is_causal=True has no meaning for L != S, and all lengths differ"
+        least = allowed.cells * min(self.spec.batch)
+        return TOO_LARGE.format(least, self.effort.cells) if least > self.effort.cells else None
 
     def _simplest(self, error: Violation) -> Violation:
         """The violation on a case that is simpler still, where there is one."""
+        if not self.effort.shrinks:
+            return error
         case = simpler(self.spec, self.check, error.case, error.kind)
         try:
             self.check(self.spec, case)
         except Violation as other:
-            error = Violation(str(other), other.kind, case)
+            error = Violation(str(other), other.kind, case, other.key)
         verdict = run(self.spec, error.case.inputs(self.spec)).verdict
         told = [] if verdict is None else [f"  symptom: {symptom}" for symptom in verdict.symptoms]
-        return Violation("\n".join([str(error), *told]), error.kind, error.case)
+        return Violation("\n".join([str(error), *told]), error.kind, error.case, error.key)
 
 
-def result_of(spec: KernelSpec, check: Law, examples: int, seed: int, repro: str | Path | None) -> LawResult:
+def result_of(spec: KernelSpec, check: Law, effort: Effort, seed: int, repro: str | Path | None = None) -> LawResult:
     """What comes of one law."""
     name = check.__name__
     expected = spec.expected_failures.get(name)
+    drawn = _Drawn(spec, check, effort, repro if expected is None else None, seed)
     try:
-        _Drawn(spec, check, examples, repro if expected is None else None, seed)()
+        drawn()
     except SkipTest as reason:
         return LawResult(name, "not run", str(reason))
     except Violation as error:
-        if expected is not None:
-            return LawResult(name, "expected failure", expected, error.case, error.kind)
-        return LawResult(name, "WRONG", str(error), error.case, error.kind)
+        outcome, text = ("WRONG", str(error)) if expected is None else ("expected failure", expected)
+        return LawResult(name, outcome, text, error.case, error.kind, len(drawn.tried) + 1, error.key)
     if expected is not None:
-        text = f"was expected to fail ({expected}), but no problem of {examples} failed"
-        return LawResult(name, "WRONG", text, kind="expected failure passed")
-    return LawResult(name, "right")
+        text = f"was expected to fail ({expected}), but no problem of {len(drawn.tried)} failed"
+        return LawResult(name, "WRONG", text, kind=UNEXPECTED, problems=len(drawn.tried))
+    return LawResult(name, "right", problems=len(drawn.tried))
 
 
 def _check_spec(function: str, spec: object) -> None:

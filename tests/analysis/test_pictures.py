@@ -1,4 +1,4 @@
-"""The pictures draw what they say: each element's error over its bound, and a head's weights."""
+"""The pictures draw what they say: each element's error over its bound, where they are, and a head's weights."""
 
 from __future__ import annotations
 
@@ -63,6 +63,64 @@ def test_nothing_to_draw_is_an_empty_picture() -> None:
     assert len(points(pictures.error_against_bound(ra.attention(*x), *x))) == 0
 
 
+def without_a_key(x: np.ndarray, key: int) -> np.ndarray:
+    """Attention whose second head does not see a key."""
+    output = np.array(ra.attention(*x))
+    seen = np.arange(x.shape[-2]) != key
+    output[:, 1:] = ra.attention(*x[:, :, 1:], mask=np.broadcast_to(seen, (x.shape[-2],) * 2))
+    return output
+
+
+def ring(ax: Any) -> list[float]:
+    """Where the worst element is marked, as (x, y)."""
+    (line,) = ax.lines
+    return [float(line.get_xdata()[0]), float(line.get_ydata()[0])]
+
+
+def test_the_map_of_a_verdict_shows_the_worst_of_each_row_and_names_the_key() -> None:
+    x = inputs()
+    output = without_a_key(x, 16)
+    ax = pictures.verdict(output, *x)
+    drawn = ax.images[0].get_array()
+    assert drawn.shape == (2, 30)
+    assert (drawn[0] < 0).all()
+    assert (drawn[1] > 0).all()
+    worst = ra.testing.check(output, *x).worst
+    assert ring(ax) == [worst.index[2], worst.index[1]]
+    assert drawn[worst.index[1], worst.index[2]] == pytest.approx(np.log10(worst.error / worst.bound), rel=1e-12)
+    assert ax.get_title().splitlines()[0].endswith(f"at batch 0, head 1, row {worst.index[2]}, column {worst.index[3]}")
+    assert ax.get_title().splitlines()[1] == "key 16 takes no part"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0, 0", "0, 1"]
+
+
+def test_the_map_of_one_head_shows_columns() -> None:
+    x = inputs()
+    output = np.array(ra.attention(*x))
+    output[0, 1, 7, 3] += 1
+    ax = pictures.verdict(output, *x, head=(0, 1))
+    drawn = ax.images[0].get_array()
+    assert drawn.shape == (8, 30)
+    assert np.argwhere(drawn > 0).tolist() == [[3, 7]]
+    assert ring(ax) == [7, 3]
+    assert ax.get_ylabel() == "column of head 0, 1"
+    assert np.argwhere(pictures.verdict(output, *x).images[0].get_array() > 0).tolist() == [[1, 7]]
+
+
+def test_one_wrong_row_of_many_is_seen_and_what_is_not_judged_is_grey() -> None:
+    x = inputs(L=600)
+    output = np.array(ra.attention(*x, mask=ra.masks.window(1, 1)))
+    output[0, 0, 599] += 1
+    ax = pictures.verdict(output, *x, mask=ra.masks.window(1, 1))
+    drawn = ax.images[0].get_array()
+    assert drawn.shape == (2, 200)
+    assert np.argwhere(drawn > 0).tolist() == [[0, 199]]
+    assert ax.images[0].get_extent() == [-0.5, 599.5, 1.5, -0.5]
+    x = inputs()
+    unproven = pictures.verdict(ra.attention(*x, scale=1e9), *x, scale=1e9)
+    assert unproven.images[0].get_array().mask.all()
+    assert unproven.get_title().startswith("not judged: ")
+
+
 def test_weights_are_those_of_the_head() -> None:
     query, key, value = inputs()
     ax = pictures.weights(query, key, head=(0, 1), is_causal=True)
@@ -103,6 +161,20 @@ def test_every_cell_of_a_wrong_mask_has_its_colour() -> None:
     assert np.array_equal(ax.images[0].get_array(), 2 * asked + applied)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == [f"masked ({(~asked).sum()})", "left out, though asked for (260)", f"takes part ({applied.sum()})"]
+
+
+@pytest.mark.parametrize(
+    ("L", "head", "text"),
+    [
+        (3, (0, 2), r"verdict: head must be an index below \(1, 2\); got \(0, 2\)."),
+        (3, (1,), r"verdict: head must be an index below \(1, 2\); got \(1,\)."),
+        (0, None, r"verdict: output must have an element to draw; got shape \(1, 2, 0, 8\)."),
+    ],
+)
+def test_what_is_not_there_is_not_drawn(L: int, head: Any, text: str) -> None:
+    x = inputs(L=L)
+    with pytest.raises(ValueError, match=text):
+        pictures.verdict(ra.attention(*x), *x, head=head)
 
 
 @pytest.mark.parametrize(

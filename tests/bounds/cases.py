@@ -197,6 +197,8 @@ def cases(draw, dtype):
 
 
 FAMILIES = ("bfloat16", "float16", "float32", "tf32", "float8_e4m3fn")
+# Dtype of the operands of those families that are not called by it.
+OPERANDS = {"tf32": "float32", "mxfp8": "float8_e4m3fn", "nvfp4": "float8_e4m3fn"}
 
 
 @st.composite
@@ -255,6 +257,29 @@ def kernels(draw, family):
                 weights="tf32",
                 prescale=prescale,
                 matmul=pick("blas", "sequential", "tensor_core_4"),
+            )
+        case "mxfp8" | "nvfp4":
+            claim = getattr(contract, family)(output=pick("bfloat16", "float32"))
+            scale = pick("e8m0 down", "e8m0 up") if family == "mxfp8" else pick("e4m3", "e4m3 up")
+            weights = pick("float8_e4m3fn", "float8_e5m2") if family == "mxfp8" else "float4_e2m1fn"
+            factor = pick(1.0, 128.0) if family == "nvfp4" else 1.0
+            claim = replace(
+                claim,
+                probabilities=weights,
+                probability_scale=scale.removesuffix(" up") if family == "nvfp4" else scale,
+                rounded_sum=kernel.sum_of_rounded,
+            )
+            kernel = replace(
+                kernel,
+                weights=weights,
+                tile=pick(32, 64),
+                block=claim.probability_block,
+                block_scale=scale,
+                factor=factor,
+                lazy=pick(0.0, 5.5) if factor == 1 else 0.0,
+                noise=pick(0.0, 2.0**-12),
+                matmul="tensor_core_16",
+                output=claim.output,
             )
         case _:
             claim = contract.fp8(output=pick("bfloat16", "float32"))

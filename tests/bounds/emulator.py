@@ -41,6 +41,28 @@ def cut(x, name):
     return np.where(np.abs(y.astype(F)) > np.abs(x), np.nextafter(y, y.dtype.type(0)), y).astype(F)
 
 
+def blockwise(P, size, name, scale, factor):
+    """Weights (R, n) in the format after a division by a scale for each `size` of them, as float32."""
+    most = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "float4_e2m1fn": 6.0}[name]
+    out = np.empty_like(P)
+    for first in range(0, P.shape[1], size):
+        x = P[:, first : first + size] * F(factor)
+        b = x.max(axis=1, keepdims=True)
+        if scale.startswith("e8m0"):
+            _, exponent = np.frexp(b)
+            power = exponent - 1 - int(np.log2(most))
+            power = power + (b > np.ldexp(most, power)) * (scale == "e8m0 up")
+            s = np.ldexp(F(1), np.maximum(power, -127))
+        else:
+            s = rounded(b / F(most), "float8_e4m3fn")
+            if scale == "e4m3 up":
+                above = np.nextafter(s.astype(ml_dtypes.float8_e4m3fn), ml_dtypes.float8_e4m3fn(448)).astype(F)
+                s = np.where(s * F(most) < b, above, s)
+        y = np.where(s > 0, x / np.where(s > 0, s, F(1)), F(0))
+        out[:, first : first + size] = rounded(np.minimum(y, F(most)), name) * s / F(factor)
+    return out
+
+
 def _blas(a, b, total):
     return total + a @ b
 
@@ -125,6 +147,9 @@ class Kernel:
     one_sided: bool = False  # all of these errors have the sign of the noise
     lazy: float = 0.0
     shift: int = 0  # weights carry 2**shift
+    block: int = 0  # keys that share a scale of their weights
+    block_scale: str = ""  # "e8m0 down", "e8m0 up", "e4m3" (to nearest), "e4m3 up"
+    factor: float = 1.0  # of weights while they are given scales
     sink_first: bool = False
     reciprocal: bool = False
     dropout: str = "weights"  # where 1 / (1 - p) multiplies: "weights" before they are rounded, "rounded", "output"
@@ -141,6 +166,8 @@ class Kernel:
             s = np.where(keep, s, F(-np.inf))
             v = self.cast(v, self.operand) if self.recast else F(v)
             bounds = np.linspace(0, S, self.splits + 1).astype(int)
+            if self.block:
+                bounds[1:-1] = bounds[1:-1] // self.block * self.block
             parts = []
             for number, (first, stop) in enumerate(itertools.pairwise(bounds)):
                 starts = np.arange(first, stop, self.tile)
@@ -206,14 +233,20 @@ class Kernel:
             P = self._exp(s[:, j], safe, self.noise, rng) * F(2.0**self.shift)
             moved = m > -np.inf
             alpha = np.where(moved, self._exp(np.where(moved, m, safe), safe, self.rescale_noise, rng), F(0))
-            cast = self.cast(P, self.weights)
+            cast = self._narrow(P)
             l = l * alpha + (cast if self.sum_of_rounded else P).sum(axis=1, keepdims=True, dtype=F)
             if kept is not None:
-                cast = self.cast(P * factor, self.weights) if self.dropout == "weights" else cast
+                cast = self._narrow(P * factor) if self.dropout == "weights" else cast
                 cast = np.where(kept[:, j], cast * factor if self.dropout == "rounded" else cast, F(0))
             O = product(self.matmul, cast, v[j], O * alpha)
             m = top
         return m, l, O
+
+    def _narrow(self, P):
+        """Weights as they enter the product with the values."""
+        if self.block:
+            return blockwise(P, self.block, self.weights, self.block_scale, self.factor)
+        return self.cast(P, self.weights)
 
     def _finish(self, m, l, O, sink):
         """Output and log-sum-exp of one state."""

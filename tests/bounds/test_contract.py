@@ -16,6 +16,10 @@ from refattn.contract.presets import FLASH, preset_calls
 PLAIN = contract.flash("float32")
 
 FORMAT_NAMES = (
+    "'float64', 'float32', 'tf32', 'float16', 'bfloat16', 'float8_e4m3fn', 'float8_e4m3fnuz', 'float8_e5m2', "
+    "'float8_e5m2fnuz' or 'float4_e2m1fn'"
+)
+STORED_NAMES = (
     "'float64', 'float32', 'tf32', 'float16', 'bfloat16', 'float8_e4m3fn', 'float8_e4m3fnuz', 'float8_e5m2' or "
     "'float8_e5m2fnuz'"
 )
@@ -28,6 +32,14 @@ FORMAT_NAMES = (
         ({"accumulator": "float16"}, ValueError, "accumulator must be 'float32' or 'float64'; got 'float16'."),
         ({"rounding": "up"}, ValueError, "rounding must be 'nearest' or 'toward_zero'; got 'up'."),
         ({"query": "bf16"}, ValueError, f"query must be {FORMAT_NAMES}; got 'bf16'."),
+        ({"output": "float4_e2m1fn"}, ValueError, f"output must be {STORED_NAMES}; got 'float4_e2m1fn'."),
+        (
+            {"probability_scale": "float32"},
+            ValueError,
+            "probability_scale must be 'e8m0 down', 'e8m0 up' or 'e4m3'; got 'float32'.",
+        ),
+        ({"probability_block": 0}, ValueError, "probability_block must be at least 1; got 0."),
+        ({"rounded_sum": None}, TypeError, "rounded_sum must be True or False; got NoneType."),
         ({"probabilities": None}, ValueError, f"probabilities must be {FORMAT_NAMES}; got None."),
         (
             {"rounded": "query"},
@@ -90,7 +102,7 @@ def test_preset_messages():
     with pytest.raises(
         ValueError,
         match=r"^contract\.flash: dtype must be one of float64, float32, float16, bfloat16; got fp16\. For other "
-        r"kernels there is tf32\(\) and fp8\(output=\)\.$",
+        r"kernels there is tf32\(\), fp8\(output=\), mxfp8\(output=\) and nvfp4\(output=\)\.$",
     ):
         contract.flash("fp16")
     with pytest.raises(

@@ -10,8 +10,8 @@ import numpy as np
 
 TILE = 64
 MISTAKES = (
-    "scale", "lse", "tail", "empty", "leak", "nan", "place", "heads", "batch", "mixed", "clipped", "strides", "state",
-    "scribble",
+    "scale", "lse", "tail", "empty", "leak", "nan", "place", "raw", "heads", "batch", "mixed", "clipped", "strides",
+    "state", "scribble",
 )  # fmt: skip
 
 
@@ -55,7 +55,9 @@ def tiled(mistake: str | None = None) -> Callable[..., Any]:
             if mistake == "place":
                 s = s + np.float32(1e-2) * np.arange(S, dtype=np.float32)[j]
             s = np.where(keep[..., j], s, np.float32(-12.0 if mistake == "leak" else -np.inf))
-            top = np.maximum(m, s.max(axis=-1))
+            if mistake == "raw":
+                s = np.minimum(s, np.float32(80))
+            top = np.zeros_like(m) if mistake == "raw" else np.maximum(m, s.max(axis=-1))
             safe = np.where(np.isneginf(top), np.float32(0), top)
             with np.errstate(invalid="ignore"):
                 p, alpha = np.exp(s - safe[..., None]), np.exp(m - safe)

@@ -30,6 +30,7 @@ BROKEN = {
     "leak": ("check_causality", "on, which these rows do not see, change them"),
     "nan": ("check_masked_nan", "NaN in the values from key "),
     "place": ("check_key_permutation", "the keys in another order change the result"),
+    "raw": ("check_logit_shift", "added to all scores of a row changes its output"),
     "heads": ("check_head_independence", "does not read change it"),
     "batch": ("check_batch_independence", "other numbers in the batch entries beside "),
     "mixed": ("check_nan_containment", ", reaches other rows"),

@@ -16,6 +16,7 @@ import refattn as ra
 from refattn.testing import Case, KernelSpec, LawResult, conformance, parametrize_with_checks, run_checks, suite
 from refattn.testing.laws import CHECKS
 from refattn.testing.spec import LAW_CHECKS
+from refattn.testing.suite import Effort
 from tests.conformance.kernels import only_output, tiled
 from tests.testing.stored_kernels import ragged
 
@@ -59,7 +60,7 @@ def test_a_right_kernel_passes_all_that_is_run() -> None:
 
 
 def test_the_planted_tail_is_found_and_shrinks_to_the_first_key_of_a_tile() -> None:
-    result = suite.result_of(of("tail", accepts=()), CHECKS[0], 25, 0, None)
+    result = suite.result_of(of("tail", accepts=()), CHECKS[0], Effort(25), 0)
     assert (result.outcome, result.kind) == ("WRONG", "wrong values")
     assert result.case is not None
     assert result.case.lengths[1] == 65
@@ -69,7 +70,7 @@ def test_the_planted_tail_is_found_and_shrinks_to_the_first_key_of_a_tile() -> N
 
 def test_two_runs_of_one_seed_are_the_same() -> None:
     spec = of("place", lengths=((1, 1), (40, 40)), accepts=())
-    one, two = (suite.result_of(spec, CHECKS[0], 5, 3, None) for _ in range(2))
+    one, two = (suite.result_of(spec, CHECKS[0], Effort(5), 3) for _ in range(2))
     assert one == two
     assert one.outcome == "WRONG"
     drawn: list[tuple[int, ...]] = []
@@ -81,7 +82,7 @@ def test_two_runs_of_one_seed_are_the_same() -> None:
     found = []
     for seed in (3, 3, 4):
         drawn.clear()
-        suite.result_of(KernelSpec(kernel, dims=(8,)), CHECKS[0], 5, seed, None)
+        suite.result_of(KernelSpec(kernel, dims=(8,)), CHECKS[0], Effort(5), seed)
         found.append(list(drawn))
     assert found[0] == found[1] != found[2]
 
@@ -94,7 +95,7 @@ def test_a_fault_that_comes_and_goes_is_a_fault() -> None:
         return only_output(tiled())(*operands) * np.float32(1 + (calls[0] == 3))
 
     spec = KernelSpec(kernel, dims=(8,), lengths=((1, 1), (9, 9)))
-    result = suite.result_of(spec, CHECKS[0], 5, 0, None)
+    result = suite.result_of(spec, CHECKS[0], Effort(5), 0)
     assert result.outcome == "WRONG"
     assert result.message.startswith("check_forward: WRONG: ")
 
@@ -121,7 +122,7 @@ def test_the_list_has_names_outcomes_and_messages(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_bundle_is_left_where_asked_for(tmp_path: Path) -> None:
-    result = suite.result_of(of("scale", lengths=((2, 2), (9, 9))), CHECKS[0], 3, 0, tmp_path)
+    result = suite.result_of(of("scale", lengths=((2, 2), (9, 9))), CHECKS[0], Effort(3), 0, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "tiled_scale-check_forward.npz",
         "tiled_scale-check_forward.py",
@@ -154,7 +155,7 @@ def test_sequences_are_drawn_for_a_kernel_that_takes_tables() -> None:
         lengths=((1, 1), (9, 20)),
     )
     check = next(check for check in CHECKS if check.__name__ == "check_layouts")
-    assert suite.result_of(spec, check, 10, 0, None).outcome == "WRONG"
+    assert suite.result_of(spec, check, Effort(10), 0).outcome == "WRONG"
 
 
 def test_what_is_no_spec_or_number_is_refused() -> None:

@@ -179,7 +179,7 @@ def test_a_bare_error_is_seen() -> None:
         result_or_message("attention", bare)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", [FUNCTIONS[0], *(pytest.param(x, marks=pytest.mark.slow) for x in FUNCTIONS[1:])])
 def test_the_mixtures_are_mixed(function: str) -> None:
     # Neither side is starved: calls that agree with the oracle, and refusals of many kinds.
     became: Counter[str] = Counter()
@@ -193,7 +193,9 @@ def test_the_mixtures_are_mixed(function: str) -> None:
     assert min(became["agreed"], became["refused"]) >= 20
 
 
-@pytest.mark.parametrize("function", [*GRADIENTS, "attention_scores"])
+@pytest.mark.parametrize(
+    "function", [GRADIENTS[0], *(pytest.param(x, marks=pytest.mark.slow) for x in (GRADIENTS[1], "attention_scores"))]
+)
 def test_the_mixtures_are_moderate_often_enough(function: str) -> None:
     # Where nothing can overflow, no NaN is let through: that must not be a rare case. What is drawn depends on the
     # constants in all modules that are loaded, so that the counts differ from run to run.

@@ -8,6 +8,12 @@ from refattn.testing import Readings
 
 
 @pytest.fixture
-def without_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No probes, whose findings would come before all others."""
+def without_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No laws, which have tests of their own."""
+    monkeypatch.setattr("refattn.testing.kernel.CHECKS", ())
+
+
+@pytest.fixture
+def without_probes(monkeypatch: pytest.MonkeyPatch, without_laws: None) -> None:
+    """No probes, whose findings would come before all others, and no laws: what lies between."""
     monkeypatch.setattr("refattn.testing.kernel.probe", lambda spec, quick: Readings())

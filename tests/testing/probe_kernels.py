@@ -15,6 +15,8 @@ F = np.float32
 LOG2E = F(math.log2(math.e))
 LN2 = F(math.log(2))
 
+MERGES = ("logs in base 2", "rounded logs", "rounded outputs", "sum of one part", "lse of one part")
+
 
 def cast(x: np.ndarray, dtype: str) -> np.ndarray:
     """Rounded to a dtype, as float32."""
@@ -40,6 +42,7 @@ class TiledKernel:
     window: int | None = None
     softcap: float | None = None
     calls: int = field(default=0, init=False)
+    mask: np.ndarray | None = field(default=None, init=False)
     __name__ = "tiled"
 
     def __call__(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, **given: Any) -> Any:
@@ -51,6 +54,8 @@ class TiledKernel:
             q, k, v = self._read(*(x.astype(F) for x in (query, key, value)))
             s, seen = self._scores(q, k, given)
             output, lse = self._attend(s, seen, v, given)
+            if self.mistake == "output of other heads":
+                output = np.swapaxes(output, 1, 2).reshape(output.shape)
             return self._stored(output), lse.astype(F)
 
     def _read(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,12 +107,19 @@ class TiledKernel:
         cap = given.get("softcap") or self.softcap
         if cap is not None and self.mistake == "softcap before scale":
             s, cap = F(cap) * np.tanh(s / F(cap)), None
-        s = s * F(scale)
+        s = (
+            cast(q * F(scale), "float16") @ np.swapaxes(k, -1, -2)
+            if self.mistake == "queries rounded"
+            else s * F(scale)
+        )
+        s = cast(s, "float16") if self.mistake == "float16 scores" else s
         s = cast(s, "bfloat16") if self.mistake == "bfloat16 scores" else s
         bias = given.get("bias")
         bias = None if bias is None or self.mistake == "bias ignored" else bias.astype(F)
         if bias is not None and self.mistake == "bias scaled":
             bias = bias * F(scale)
+        if bias is not None and self.mistake == "bias of the first tile":
+            bias = bias[..., np.arange(bias.shape[-1]) % self.tile]
         if bias is not None and self.mistake == "bias transposed":
             bias = np.swapaxes(bias, -1, -2).reshape(bias.shape)
         if bias is not None and self.mistake == "bias before softcap":
@@ -137,11 +149,18 @@ class TiledKernel:
         if self.causal or given.get("is_causal"):
             seen &= j <= i + {"future key": 1, "diagonal masked": -1, "causal ignored": S}.get(self.mistake, 0)
         mask = given.get("mask")
+        if self.mistake == "stale mask":
+            self.mask = mask = self.mask if mask is None or mask.shape[2:] != (L, S) else mask
+        if mask is not None and self.mistake == "mask stride":
+            flat, stride = mask.reshape(B, H, -1), -(-S // 32) * 32
+            mask = flat[..., np.minimum(np.arange(L)[:, None] * stride + j, L * S - 1)]
         if mask is not None and self.mistake != "mask ignored":
             mask = ~mask if self.mistake == "mask inverted" else mask
             mask = np.swapaxes(mask, -1, -2).reshape(mask.shape) if self.mistake == "mask transposed" else mask
             seen &= mask[:, :1] if self.mistake == "mask of head 0" else mask
         match self.mistake:
+            case "heads in rows":
+                seen = np.broadcast_to(j <= (i * 2 + np.arange(H)[:, None, None] % 2) - (S - L), seen.shape)
             case "lost key":
                 seen[:, 2, 64:, 65] = False
             case "lost tile":
@@ -160,6 +179,8 @@ class TiledKernel:
         s = np.where(seen, s, F(-np.inf))
         edges = np.linspace(0, S, self.splits + 1).astype(int)
         parts = [self._part(s, v, a, b) for a, b in itertools.pairwise(edges)]
+        if self.mistake in MERGES:
+            return self._merged(parts)
         if self.mistake == "split lost":
             parts = parts[:-1]
         m = np.max([part[0] for part in parts], axis=0)
@@ -171,7 +192,12 @@ class TiledKernel:
         l = sum(part[1] * np.exp(part[0] - m) for part in parts)
         O = sum(part[2] * np.exp(part[0] - m)[..., None] for part in parts)
         if sinks is not None:
-            l = l + (sinks if self.mistake == "sinks linear" else np.exp(sinks - m))
+            other = m[..., np.arange(m.shape[-1]) // 32 * 32] if self.mistake == "sink of another row" else m
+            l = l + (sinks if self.mistake == "sinks linear" else np.exp(sinks - other))
+        if self.mistake == "sum of the next row":
+            l = l + np.roll(l, -1, axis=-1)
+        if self.mistake == "mask multiplied" and given.get("mask") is not None:
+            l = l * F(np.nan)
         if self.mistake == "padding counted":
             l = l + F(-S % 64) * np.exp(-m)
         if self.mistake == "empty rows nan":
@@ -181,6 +207,24 @@ class TiledKernel:
         if self.mistake == "empty rows mean":
             output = np.where(l[..., None] > 0, output, v.mean(axis=-2, keepdims=True))
         return output, lse
+
+    def _merged(self, parts: Any) -> Any:
+        """Output and log-sum-exp of parts that are finished each by itself."""
+        logs = [m + np.log(l) for m, l, _ in parts]
+        outputs = [O / l[..., None] for _, l, O in parts]
+        match self.mistake:
+            case "logs in base 2":
+                logs = [x * LOG2E for x in logs]
+            case "rounded logs":
+                logs = [cast(x, "bfloat16") for x in logs]
+            case "rounded outputs":
+                outputs = [cast(x, "bfloat16") for x in outputs]
+        top = np.max(logs, axis=0)
+        weights = [np.exp(x - top) for x in logs]
+        total = F(1) if self.mistake == "sum of one part" else sum(weights)
+        output = sum(w[..., None] * x for w, x in zip(weights, outputs, strict=True))
+        lse = logs[0] if self.mistake == "lse of one part" else top + np.log(total)
+        return output / np.asarray(total)[..., None], lse
 
     def _sinks(self, sinks: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Sinks for each row."""
@@ -217,10 +261,13 @@ class TiledKernel:
         for a in reversed(starts) if self.backward else starts:
             j = slice(a, min(a + self.tile, stop))
             top = np.maximum(m, s[..., j].max(axis=-1))
+            top = np.maximum(top, F(-5e4)) if self.mistake == "sentinel" else top
             top = np.where((m > -np.inf) & (top - m <= self.lazy), m, top)
             safe = np.where(top > -np.inf, top, F(0))
             p, alpha = self._exp(s[..., j], safe[..., None]) * F(1 + self.exp_error), self._exp(m, safe)
             narrow = cast(p, self.weights)
+            if self.mistake == "lane":
+                p = np.where(np.arange(p.shape[-1]) == 17, F(0), p)
             if self.mistake == "key twice" and a <= 70 < j.stop:
                 narrow[:, 1, :, 70 - a] *= 2
                 p = narrow

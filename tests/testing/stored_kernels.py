@@ -97,7 +97,10 @@ def paged(mistake: str | None = None, page_size: int = 16, order: str = "nhd") -
                 places = np.arange(first, last)
                 pages = places // page_size
                 twice = np.minimum(first // page_size, pages) if mistake == "page" else pages
-                ids = [twice if mistake == "table" else block_table[b, n] for n in (pages, twice)]
+                entries = b * block_table.shape[1] + np.stack([pages, twice])
+                if mistake == "behind":
+                    entries += pages == (s - 1) // page_size
+                ids = [twice] * 2 if mistake == "table" else block_table.reshape(-1)[entries % block_table.size]
                 k, v = (pool[n, places % page_size] for pool, n in zip(pools, ids, strict=True))
                 if mistake == "zero times tail" and last == s:
                     tail = pools[1][ids[1][-1], places[-1] % page_size + 1 :]

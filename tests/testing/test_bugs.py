@@ -76,8 +76,8 @@ PADDED = cells((3, 1, 40, 70))
 TABLE = np.array([[3, 70000, 2, 9, 0], [1, 4, 2**28, 5, 6], [0, 0, 0, 0, 0]])
 
 PROBLEMS = {
-    "nothing": made(scale=0.3, previous=ELSE),
-    "default scale": made(dims=(16, 24)),
+    "nothing": made(scale=0.3, previous=ELSE, masked=masks.array(cells((2, 4, 40, 70)))),
+    "default scale": made(dims=(16, 24), margin=2, order="blhd"),
     "causal": made(mask=LOWER, previous=ELSE),
     "square": made(lengths=(70, 70), is_causal=True),
     "upper left": made(lengths=(40, 70), dims=(24, 16), mask=UPPER),
@@ -119,6 +119,9 @@ PROBLEMS = {
         mask=masks.array(np.random.default_rng(3).random((2, 33000)) < 0.5), size=3.0,
     ),
 }  # fmt: skip
+
+# Choices of a bug that are tried on a problem.
+FEW = 3
 
 # Problems that are there for one bug: of equal weights, of weights that are 0 but for one, and of many keys.
 EXTREME = {"low logits": "B4", "huge logits": "B10", "many keys": "D14", "many tiles": "D17"}
@@ -172,7 +175,8 @@ def test_where_a_bug_applies_it_changes_something(name: str) -> None:
     for bug in bugs.BUGS:
         if name in EXTREME and bug.id != EXTREME[name]:
             continue
-        for variant in bug.variants(PROBLEMS[name]):
+        variants = list(bug.variants(PROBLEMS[name]))
+        for variant in variants[:: -(-len(variants) // FEW) or 1]:
             assert changed(variant.apply(), right) > 1e-6, (bug.id, bug.name, variant.label)
 
 
@@ -231,9 +235,9 @@ def applicable(p: bugs.Problem) -> set[str]:
             "A1 A2 A3 A5 A6 A7 A9 A10 A11 A14 A18 B3 B6 B7 C2 C3 C9 C11 D3 D8 D12 E1 E3 E8 F3 F9 F13 G8 no-bias",
         ),
         ("nothing", "A1 A4 A8 A12 A13 A16 A17 B5 B8 B9 no-mask E6 E5 E13 C7 C8"),
-        ("default scale", "C2 F3 C6 B4 B10 B12 stale-call"),
+        ("default scale", "C2 F3 C6 B4 B10 stale-call"),
         ("latent", "D1 D8 E10"),
-        ("many queries", "D12 A1 D14 D17"),
+        ("many queries", "D12 A1 D14 A18"),
         ("sinks, empty rows", "B3 B6 B7 E7 F4"),
         ("prefix", "A13 A8 A17 A9"),
         ("documents", "A8 A12 A13 A17"),

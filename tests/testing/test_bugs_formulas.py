@@ -10,78 +10,40 @@ import numpy as np
 import pytest
 
 from refattn import biases, masks
-from refattn.testing import bugs
-from tests.testing.kernels import normal
-
-B, H, HK, L, S, E = 2, 4, 2, 5, 9, 4
-G, SCALE = H // HK, 0.4
-Q, K, V = (normal(shape, "float64", n) for n, shape in enumerate(((B, H, L, E), (B, HK, S, E), (B, HK, S, E))))
-SINKS = normal((H,), "float64", 7)
-LOWER = masks.causal("lower_right")
-Sums = tuple[float, list[float]]
-Rule = Callable[[int, int, int], tuple[list[float], float]]
-LOG2E = math.log2(math.e)
-
-
-# The largest exponent of an entry: a score in base 2, and a sink, and the distances that ALiBi's slopes multiply.
-TOP = LOG2E * SCALE * float(np.abs(Q[:, :, :, None] * K.repeat(G, axis=1)[:, :, None]).sum(axis=-1).max())
-TOP += float(np.abs(SINKS).max()) + S
-
-
-def assert_same(got: np.ndarray, expected: np.ndarray) -> None:
-    """Equal but for the roundings of E products, of exponentials of up to TOP, and of two sums over S keys."""
-    room = 2 * (E + 2 * S + 4 * (1 + TOP)) * 2.0**-53
-    np.testing.assert_allclose(got, expected, rtol=0, atol=room * max(1.0, float(np.abs(expected).max())))
-
-
-def dot(a: Any, b: Any) -> float:
-    """Product of two rows."""
-    return math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))
-
-
-def score(b: int, h: int, i: int, j: int, scale: float = SCALE) -> float:
-    """Scaled product of a query and a key."""
-    return scale * dot(Q[b, h, i], K[b, h // G, j])
-
-
-def average(weights: dict[int, float], value: Any, extra: float = 0.0) -> tuple[list[float], float]:
-    """Weighted mean of values, and logarithm of the sum, with more in the denominator."""
-    total = math.fsum(weights.values()) + extra
-    return [math.fsum(w * float(value[j][e]) for j, w in weights.items()) / total for e in range(E)], math.log(total)
-
-
-def usual(b: int, h: int, i: int, keys: Any = range(S), power: float = 1.0) -> dict[int, float]:
-    """Exponentials of the scores of some keys."""
-    return {j: math.exp(power * score(b, h, i, j)) for j in keys}
-
-
-def of_rule(rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """Output and log-sum-exp of all rows."""
-    output, lse = np.zeros((B, H, L, E)), np.zeros((B, H, L))
-    for b, h, i in np.ndindex(B, H, L):
-        output[b, h, i], lse[b, h, i] = rule(b, h, i)
-    return output, lse
-
-
-def of_bug(id: str, words: str = "", choice: Any = None, **given: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Output and log-sum-exp of the bug of an id whose name begins with some words."""
-    (bug,) = (bug for bug in bugs.get(id) if bug.name.startswith(words))
-    p = bugs.problem(Q, K, V, **{"scale": SCALE, **given})
-    variants = [x for x in bug.variants(p) if choice is None or x.choice == choice]
-    result = variants[0].apply()
-    return result.output, result.lse
+from refattn.testing.bugs.cuts import Cuts
+from tests.testing.formulas import (
+    HK,
+    LOG2E,
+    LOWER,
+    SCALE,
+    SINKS,
+    B,
+    E,
+    G,
+    H,
+    K,
+    L,
+    Q,
+    Rule,
+    S,
+    V,
+    assert_same,
+    average,
+    dot,
+    maximum,
+    of_bug,
+    of_rule,
+    score,
+    stale_maximum,
+    thirds,
+    usual,
+    window_of,
+)
 
 
 def from_start(b: int, h: int, i: int) -> Any:
     """A1: the diagonal starts at key 0."""
     return average(usual(b, h, i, range(i + 1)), V[b, h // G])
-
-
-def window_of(first: int, last: int) -> Rule:
-    """Keys from first to last beside the diagonal of the lower right corner."""
-    return lambda b, h, i: average(
-        usual(b, h, i, range(max(0, i + S - L + first), min(S, i + S - L + last + 1))), V[b, h // G]
-    )
 
 
 def floored(b: int, h: int, i: int) -> Any:
@@ -131,16 +93,48 @@ def merged_as_one(b: int, h: int, i: int) -> Any:
     return o, L_so_far + math.log(d)
 
 
-def next_sum(b: int, h: int, i: int) -> Any:
-    """B11: the sum of the row below is added, each without its own maximum."""
+def never_divided(b: int, h: int, i: int) -> Any:
+    """B1: normalised thirds, weighed by their sums beside the largest one, whose total nobody divides by."""
+    parts = thirds(b, h, i)
+    top = max(lse for _, lse in parts)
+    return [math.fsum(math.exp(lse - top) * o[e] for o, lse in parts) for e in range(E)], top
 
-    def l_and_m(row: int) -> tuple[float, float]:
-        s = [score(b, h, row, j) for j in range(S)]
-        return sum(math.exp(x - max(s)) for x in s), max(s)
 
-    _, m = l_and_m(i)
-    extra = l_and_m(i + 1)[0] if i + 1 < L else 0.0
-    return average(usual(b, h, i), V[b, h // G], extra * math.exp(m))
+def with_sum_of(other: Callable[[int], int]) -> Rule:
+    """B11: the sum of another row is added, each without its own maximum; none of a row past the last."""
+
+    def rule(b: int, h: int, i: int) -> Any:
+        n, m = other(i), maximum(b, h, i)
+        extra = math.fsum(usual(b, h, n).values()) * math.exp(m - maximum(b, h, n)) if n < L else 0.0
+        return average(usual(b, h, i), V[b, h // G], extra)
+
+    return rule
+
+
+def in_half(b: int, h: int, i: int) -> Any:
+    """B12: q k in float16, then the scale."""
+    s = {j: SCALE * float(np.float16(dot(Q[b, h, i], K[b, h // G, j]))) for j in range(S)}
+    return average({j: math.exp(x) for j, x in s.items()}, V[b, h // G])
+
+
+def capped(b: int, h: int, i: int) -> Any:
+    """B13: pairs of keys from the last one on, whose first maximum stays, as none rises by 2^8."""
+    m = max(score(b, h, i, j) for j in range(S // 2 * 2, S))
+    weights = {j: math.exp(score(b, h, i, j) - m) for j in range(S)}
+    total = math.fsum(weights.values())
+    values = [math.fsum(min(w, 1.75) * V[b, h // G, j, e] for j, w in weights.items()) for e in range(E)]
+    return [x / total for x in values], m + math.log(total)
+
+
+def halved(rounds_lse: bool) -> Rule:
+    """B17, B19: thirds whose outputs, or log-sum-exps, are in float16."""
+
+    def rule(b: int, h: int, i: int) -> Any:
+        parts = thirds(b, h, i)
+        weights = {n: math.exp(float(np.float16(lse)) if rounds_lse else lse) for n, (_, lse) in enumerate(parts)}
+        return average(weights, [o if rounds_lse else [float(np.float16(x)) for x in o] for o, _ in parts])
+
+    return rule
 
 
 def base_2(b: int, h: int, i: int) -> Any:
@@ -212,11 +206,6 @@ def twice_a_page(b: int, h: int, i: int) -> Any:
     return average(usual(b, h, i), [V[b, h // G, j - 2 if j // 2 % 2 else j] for j in range(S)])
 
 
-def thirds(b: int, h: int, i: int) -> list[tuple[list[float], float]]:
-    """Output and log-sum-exp of each third of the keys."""
-    return [average(usual(b, h, i, range(3 * n, 3 * n + 3)), V[b, h // G]) for n in range(3)]
-
-
 def base_of_lse(b: int, h: int, i: int) -> Any:
     """F1: weights e^(L log2 e); their logarithm is taken for one of base 2."""
     parts = thirds(b, h, i)
@@ -260,7 +249,17 @@ FORMULAS: dict[str, tuple[Rule, dict[str, Any]]] = {
     "B1": (merged_as_one, {"splits": 3, "tile_k": 9}),
     "B2 the output": (tiled(True, False), {"tile_k": 4}),
     "B2 the denominator": (tiled(False, True), {"tile_k": 4}),
-    "B11": (next_sum, {}),
+    "B1 merging": (never_divided, {"splits": 3, "tile_k": 9, "choice": (Cuts(3, 1, False), False)}),
+    "B11 a row": (with_sum_of(lambda i: i + 1), {}),
+    "B11 a row sum": (
+        with_sum_of(lambda i: i // 2 * 2 + (i + 1) % 2 if i < 4 else i),
+        {"tile_q": 2, "choice": "next row, round the end, of tiles of 2 rows"},
+    ),
+    "B11 a row sum takes": (with_sum_of(lambda i: i ^ 2 if i < 4 else L), {"choice": "row of the other bit 2"}),
+    "B12 scores are": (in_half, {"choice": ("float16", "before the scale")}),
+    "B13": (capped, {"tile_k": 2, "choice": "key tiles of 2, the last one first; maxima rise by 2^8"}),
+    "B17": (halved(False), {"splits": 3, "tile_k": 9, "choice": (Cuts(3, 1, False), "float16")}),
+    "B19": (halved(True), {"splits": 3, "tile_k": 9, "choice": (Cuts(3, 1, False), "float16")}),
     "C1": (base_2, {}),
     "C6": (yarn, {}),
     "C7": (leaking, {"mask": LOWER, "softcap": 1.0}),
@@ -273,12 +272,21 @@ FORMULAS: dict[str, tuple[Rule, dict[str, Any]]] = {
     "D12": (short, {}),
     "E1": (twice_a_page, {"page_size": 2, "choice": "value"}),
     "F1": (base_of_lse, {"splits": 3, "tile_k": 9}),
-    "F6": (stale, {"splits": 3, "tile_k": 9}),
+    "F6 the merged log-sum-exp is not written, and": (stale, {"splits": 3, "tile_k": 9}),
     "F9": (sink_times(lambda h, m: float(SINKS[h]) * math.exp(m)), {"sinks": SINKS}),
     "F10": (sink_times(lambda h, m: 3 * math.exp(SINKS[h])), {"sinks": SINKS, "splits": 3}),
     "F11": (sink_times(lambda h, m: math.exp(SINKS[h] * SCALE)), {"sinks": SINKS, "choice": "times the scale"}),
     "F12": (sink_times(lambda h, m: 0.0), {"sinks": SINKS}),
 }
+
+
+OF_TWO_ROWS = {"tile_q": 2, "choice": "first row of tiles of 2 rows"}
+FORMULAS["B14 the sink"] = (
+    lambda b, h, i: average(
+        usual(b, h, i), V[b, h // G], math.exp(SINKS[h] - stale_maximum(b, h, i) + maximum(b, h, i))
+    ),
+    {"sinks": SINKS, **OF_TWO_ROWS},
+)
 
 
 @pytest.mark.parametrize("entry", FORMULAS)
@@ -300,10 +308,15 @@ def test_a_query_head_writes_into_the_place_of_another() -> None:
 
 def test_a_padded_log_sum_exp_is_read_without_its_padding() -> None:
     _, right = of_rule(lambda b, h, i: average(usual(b, h, i), V[b, h // G]))
-    stored = np.zeros((B, H, 16))
+    stored = np.full((B, H, 16), np.nan)
     stored[..., :L] = right
-    _, lse = of_bug("D11", choice=16)
+    _, lse = of_bug("D11", choice=(16, "written", True))
     assert_same(lse, stored.reshape(B, -1)[:, : H * L].reshape(B, H, L))
+    _, lse = of_bug("D11", choice=(16, "written", False))
+    assert_same(lse, stored.reshape(-1)[: B * H * L].reshape(B, H, L))
+    longer = np.concatenate([right.reshape(-1), np.full(B * H * 16, np.nan)])
+    _, lse = of_bug("D11", choice=(16, "read", False))
+    assert_same(lse, longer[: B * H * 16].reshape(B, H, 16)[..., :L])
 
 
 def test_the_tail_of_the_last_page_takes_part() -> None:
@@ -327,10 +340,3 @@ def test_dropout_has_its_factor_once(words: str, factor: float) -> None:
     right = of_rule(rule)
     assert_same(output, right[0])
     assert_same(lse, right[1])
-
-
-def test_a_row_without_keys_is_the_mean_of_all_values() -> None:
-    keep = np.ones((L, S), bool)
-    keep[2] = False
-    output, _ = of_bug("B6", mask=masks.array(keep))
-    np.testing.assert_allclose(output[:, :, 2], np.repeat(V.mean(axis=2), G, axis=1), rtol=1e-12)

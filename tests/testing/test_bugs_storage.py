@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import refattn as ra
-from refattn import biases, masks
+from refattn import biases, layouts, masks
 from refattn.testing import bugs
+from refattn.testing.bugs.heads import Groups
 from tests.testing.kernels import normal
 
 B, H, HK, L, S, E, EV = 2, 4, 2, 5, 12, 4, 6
@@ -44,10 +45,36 @@ def test_the_offset_of_a_padded_batch() -> None:
     same(got, right(mask=masks.causal(S - L) & masks.lengths([6, 9])))
 
 
-def test_a_window_gathered_from_the_start() -> None:
+@pytest.mark.parametrize(
+    ("choice", "at"),
+    [
+        # The prefix has 7 keys, of which the last three are in the window; four where the diagonal's is counted.
+        (("cached keys", 3), [0, 1, 2, 3, 0, 1, 2, *range(7, 12)]),
+        (("cached keys", 4), [0, 1, 2, 0, 1, 2, 3, *range(7, 12)]),
+        (("all keys", 3), [0, 1, 2, 3, *range(8)]),
+    ],
+)
+def test_a_window_gathered_from_the_start(choice: Any, at: list[int]) -> None:
     window = masks.window(3, 0, "lower_right")
-    at = [0, 1, 2, 3, 0, 1, 2, *range(7, 12)]  # the prefix has 7 keys, of which the last three are in the window
-    same(of("A5", mask=window), right(Q, K[:, :, at], V[:, :, at], mask=window))
+    same(of("A5", choice=choice, mask=window), right(Q, K[:, :, at], V[:, :, at], mask=window))
+
+
+def test_a_mask_read_with_the_row_stride_of_a_padded_length() -> None:
+    cells = np.random.default_rng(1).random((2, H, L, S)) < 0.6
+    flat = cells.reshape(2, H, L * S)
+    output, lse = of("A6", "the mask's rows", choice=16, mask=masks.array(cells) & LOWER)
+    for i in range(L):
+        if i * 16 + S > L * S:
+            assert np.isnan(output[:, :, i]).all()  # cells that are not those of the head
+            continue
+        keep = flat[:, :, None, i * 16 : i * 16 + S] & LOWER.dense(L, S)[i]
+        expected = right(Q[:, :, i : i + 1], mask=masks.array(keep))
+        same((output[:, :, i : i + 1], lse[:, :, i : i + 1]), expected)
+    # A padded batch, each of whose rows is read with the stride of the sequence's own length.
+    short = np.stack([flat[0, :, 9 * i : 9 * i + 9] for i in range(L)], axis=1)
+    choice = "each sequence's own length"
+    got = of("A6", "the mask's rows", choice=choice, mask=masks.array(cells), keys=np.array([9, S]))
+    same((got[0][:1], got[1][:1]), right(Q[:1], K[:1, :, :9], V[:1, :, :9], mask=short))
 
 
 def test_a_tree_read_with_the_stride_of_the_window() -> None:
@@ -55,7 +82,7 @@ def test_a_tree_read_with_the_stride_of_the_window() -> None:
     keep = np.zeros((L, S), bool)
     for i, t in np.ndindex(L, 3 + L):
         keep[i, S - L - 3 + t] = flat[i * (3 + L) + t]
-    same(of("A6", mask=TREE & masks.window(3, 0, "lower_right")), right(mask=keep))
+    same(of("A6", "the tree", mask=TREE & masks.window(3, 0, "lower_right")), right(mask=keep))
 
 
 def test_a_window_over_a_tree_by_rows() -> None:
@@ -65,47 +92,109 @@ def test_a_window_over_a_tree_by_rows() -> None:
     same(got, right(mask=TREE & masks.window(2, 0, "lower_right")))
 
 
-def test_values_of_the_first_tiles() -> None:
+@pytest.mark.parametrize(("tile_q", "tile_k"), [(2, 2), (4, 3)])
+def test_values_of_the_first_tiles(tile_q: int, tile_k: int) -> None:
     window = masks.window(3, 0, "lower_right")
     output, lse = right(mask=window)
     weights = ra.attention(Q, K, V, mask=window, return_weights=True).weights
     for i in range(L):
-        start = (S - L + i // 2 * 2 - 3) // 2 * 2
+        start = (S - L + i // tile_q * tile_q - 3) // tile_k * tile_k
         for h in range(H):
             output[:, h, i] = np.einsum("bj,bje->be", weights[:, h, i, start:], V[:, h // 2, : S - start])
-    same(of("A10", tile_k=2, mask=window), (output, lse))
+    same(of("A10", tile_q=tile_q, tile_k=tile_k, mask=window), (output, lse))
 
 
 def test_a_loop_that_ends_at_the_diagonal() -> None:
     keep = masks.prefix(8, "upper_left").dense(L, S)
     # Tiles of two rows and two keys: rows 0 and 1 see keys 0 and 1, rows 2 and 3 see 0 .. 3, row 4 sees 0 .. 5.
     stops = np.array([2, 2, 4, 4, 6])
-    got = of("A12", tile_k=2, mask=masks.prefix(8, "upper_left"))
+    got = of("A12", tile_q=2, tile_k=2, mask=masks.prefix(8, "upper_left"))
     same(got, right(mask=keep & (np.arange(S) < stops[:, None])))
+    # Tiles of three keys: rows 0 and 1 see keys 0 .. 2, the others keys 0 .. 5, for row 3 reaches the second tile.
+    got = of("A12", tile_q=2, tile_k=3, mask=masks.prefix(8, "upper_left"))
+    same(got, right(mask=keep & (np.arange(S) < np.array([3, 3, 6, 6, 6])[:, None])))
 
 
-def test_padding_behind_the_diagonal() -> None:
-    q = normal((B, H, 20, E), "float64")
+@pytest.mark.parametrize(
+    ("tile_q", "end", "counts"),
+    [
+        # Tiles of 8 keys end at 16, and at 24: padding of 4 and 12 keys before or on the diagonal of a tile of rows.
+        (8, "the last key's tile", [0] * 16 + [4] * 9),
+        (8, "the diagonal", [0] * 16 + [4] * 8 + [12]),
+        (5, "the diagonal", [0] * 15 + [4] * 10),
+    ],
+)
+def test_padding_behind_the_diagonal(tile_q: int, end: str, counts: list[int]) -> None:
+    q = normal((B, H, len(counts), E), "float64")
     mask = masks.causal("upper_left")
     output, lse = right(q, mask=mask)
-    # Tiles of 8: the keys end at 16, and of the tiles of rows only that of 16 .. 19 lies behind.
-    more = np.exp(lse) + 4
-    for x in (output, lse):
-        x[:, :, 16:] = (output * (np.exp(lse) / more)[..., None] if x is output else np.log(more))[:, :, 16:]
-    same(of("A13", arrays=(q, K, V), tile_k=8, mask=mask), (output, lse))
+    more = np.exp(lse) + np.array(counts)
+    expected = output * (np.exp(lse) / more)[..., None], np.log(more)
+    same(of("A13", arrays=(q, K, V), tile_q=tile_q, tile_k=8, choice=((tile_q, 8), end), mask=mask), expected)
 
 
 def test_a_mask_of_heads_by_batch_entry() -> None:
-    keep = np.random.default_rng(0).random((2, L, S)) < 0.6
+    keep = np.random.default_rng(0).random((2, H, L, S)) < 0.6
     q, k, v = Q[:, :2], K[:, :1], V[:, :1]
-    got = of("A15", arrays=(q, k, v), mask=masks.array(keep))
-    same(got, right(q, k, v, mask=keep[:, None]))
+    got = of("A15", arrays=(q, k, v), mask=masks.array(keep[0, :2]))
+    same(got, right(q, k, v, mask=keep[0, :2, None]))
+    got = of("A15", arrays=(q, k, v), choice="(H, B, L, S)", mask=masks.array(keep[:, :2]))
+    same(got, right(q, k, v, mask=np.swapaxes(keep[:, :2], 0, 1)))
+    got = of("A15", choice="(H, B, L, S)", mask=masks.array(keep))
+    same(got, right(mask=np.swapaxes(keep.reshape(H, B, L, S), 0, 1)))
+
+
+@pytest.mark.parametrize("becomes", [np.nan, 0.0])
+def test_a_mask_times_minus_infinity(becomes: float) -> None:
+    keep = np.random.default_rng(0).random((L, S)) < 0.6
+    (bug,) = bugs.get("A16")
+    variants = {x.label: x for x in bug.variants(bugs.problem(Q, K, V, mask=keep))}
+    np.testing.assert_array_equal(variants[f"a row of NaN becomes {becomes}"].apply().output, becomes)
+    assert not bug.applies(bugs.problem(Q, K, V, mask=LOWER))
+
+
+def test_the_mask_of_an_earlier_call() -> None:
+    cells = np.random.default_rng(2).random((B, H, L, S)) < 0.6
+    masked = masks.array(cells)
+    same(of("A18", masked=masked), right(mask=cells))
+    same(of("A18", choice="the first entry's", masked=masked), right(mask=cells[:1]))
+    assert not bugs.get("A18")[0].applies(bugs.problem(Q, K, V, masked=masks.array(cells[..., :-1])))
+
+
+@pytest.mark.parametrize(("order", "axes"), [("bhld", (0, 1, 2, 3)), ("blhd", (0, 2, 1, 3)), ("lbhd", (2, 0, 1, 3))])
+def test_strides_of_the_shape(order: str, axes: tuple[int, ...]) -> None:
+    read = []
+    for x in (Q, K, V):
+        view = layouts.poisoned(np.ascontiguousarray(x.transpose(axes)), margin=[1, 1, 1, 0])
+        flat = np.lib.stride_tricks.as_strided(view, strides=np.empty(view.shape).strides)
+        read.append(flat.transpose(np.argsort(axes)))
+    words = "strides are assumed from the shape, though"
+    assert np.isnan(read[0]).any()
+    same(of("D5", words, margin=1, order=order), right(*read))
+    some = right(v=read[2])
+    got = of("D5", words, choice=("value", 0.0), margin=1, order=order)
+    same(got, (np.where(np.isnan(some[0]).any(axis=-1, keepdims=True), 0.0, some[0]), some[1]))
+
+
+def test_partial_results_in_whole_groups() -> None:
+    (bug,) = bugs.get("D17")
+    p = bugs.problem(*(normal((1, 1, n, 4), "float64", seed) for seed, n in enumerate((2, 1100, 1100))))
+    left = {x.choice.reduced(1100): x for x in bug.variants(p)}
+    # Of 69 parts of 16 keys two groups of 32 or 34 of two are whole, of five parts of 256 none of eight.
+    for parts, group, reduced in ((16, 32, 1024), (16, 2, 1088), (256, 2, 1024), (256, 8, 1100)):
+        assert Groups(parts, group).reduced(1100) == reduced
+    assert {1024, 768} <= set(left)
+    assert 1100 not in left
+    result = left[1024].apply()
+    same((result.output, result.lse), right(p.query, p.key[:, :, :1024], p.value[:, :, :1024]))
 
 
 def test_a_bias_of_other_rows_heads_and_scores() -> None:
     bias = normal((H, L, S), "float64", 4)
     same(of("A17", "the head stride", bias=bias), right(bias=bias[:1]))
-    same(of("C16", tile_q=2, bias=bias), right(bias=bias[:, [0, 1, 0, 1, 0]]))
+    same(of("C16", tile_q=2, tile_k=4, bias=bias), right(bias=bias[:, [0, 1, 0, 1, 0]]))
+    of_keys = right(bias=np.concatenate([bias[..., :4]] * 3, axis=-1))
+    same(of("C16", tile_q=2, tile_k=4, choice=("keys", 4), bias=bias), of_keys)
     scores = 1.5 * np.tanh((Q @ np.swapaxes(K[:, [0, 0, 1, 1]], -1, -2) / 2 + bias) / 1.5)
     same(of("C9", bias=bias, softcap=1.5), right(0 * Q, bias=scores))
     alibi = biases.alibi(3, anchor="lower_right")
@@ -183,7 +272,6 @@ def test_heads_that_are_not_merged() -> None:
 def test_what_the_call_before_left() -> None:
     before = bugs.problem(Q[:, :, ::-1], K, V, mask=LOWER, scale=0.9)
     for id, expected in (
-        ("A18", right(mask=LOWER)),
         ("C3", right(scale=0.9)),
         ("stale-call", (right(Q[:, :, ::-1], mask=LOWER, scale=0.9)[0], right()[1])),
     ):

@@ -34,7 +34,7 @@ def outcomes(report: Report) -> dict[str, str]:
     return {check.name: check.outcome for check in report.checks}
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_right_kernel_passes_every_law_and_the_capture(name: str) -> None:
     dims = (64, (24, 8))
     spec = KernelSpec(tiled(name), computes=LOWER, returns=("output", "lse"), contract=name, dims=dims, lengths=LENGTHS)
@@ -126,7 +126,6 @@ def test_what_is_not_run_is_listed_with_its_reason() -> None:
         tiled(),
         computes=LOWER,
         returns=("output", "lse"),
-        accepts=("descale",),
         backward=print,
         **SMALL,
     )
@@ -138,7 +137,6 @@ def test_what_is_not_run_is_listed_with_its_reason() -> None:
         **{name: f"function does not accept {name}" for name in (*ARGUMENTS, "dropout_mask") if name != "mask"},
         "empty_rows": "function does not accept mask",
         "gradients": "gradients are not judged yet",
-        "descale": "descale is not varied yet",
     }
 
 
@@ -175,7 +173,8 @@ def test_heads_that_the_capture_lacks_are_told(heads: tuple[int, int]) -> None:
 
 
 def test_a_report_is_the_same_for_the_same_seed_and_another_for_another() -> None:
-    spec = KernelSpec(tiled("float32", "heads"), computes=LOWER, returns=("output", "lse"), **SMALL)
+    fields = {"dims": (8,), "lengths": ((1, 33), (16, 16))}
+    spec = KernelSpec(tiled("float32", "heads"), computes=LOWER, returns=("output", "lse"), **fields)
     one, two, other = (check_kernel(spec, quick=True, seed=seed) for seed in (5, 5, 6))
     assert one.to_json() == two.to_json()
     assert one.to_json() != other.to_json()
@@ -264,8 +263,8 @@ def test_what_else_a_kernel_does_wrong_is_one_finding(
 
 def test_a_problem_that_was_shown_can_be_made_again() -> None:
     spec = KernelSpec(tiled("float32", "tail"), computes=LOWER, returns=("output", "lse"), **SMALL)
-    finding = check_kernel(spec).findings[0]
-    found = [item for item in problems.plan(spec, quick=False, seed=0) if isinstance(item, problems.Problem)]
+    finding = check_kernel(spec, quick=True).findings[0]
+    found = [item for item in problems.plan(spec, quick=True, seed=0) if isinstance(item, problems.Problem)]
     (again,) = [item for item in found if list(item.seed) == finding.problem["seed"]]
     given = problems.inputs(spec, again)
     assert list(given.query.shape) == finding.problem["query"]

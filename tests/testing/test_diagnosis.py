@@ -73,6 +73,61 @@ def test_a_bug_must_give_right_rows_as_well():
     assert all(fit.bug.id != "A1" for fit in fits([sampled(half, **CAUSAL)]))
 
 
+def in_bfloat16(query, key, value):
+    """Attention of weights in bfloat16, causal from the last key back."""
+    narrow = value.dtype
+    query, key, value = (x.astype(np.float32) for x in (query, key, value))
+    key, value = (np.repeat(x, 2, axis=1) for x in (key, value))
+    L, S = query.shape[2], key.shape[2]
+    scores = query @ np.swapaxes(key, -1, -2) * np.float32(0.25)
+    scores = np.where(np.arange(S) <= np.arange(L)[:, None] + S - L, scores, np.float32(-np.inf))
+    top = scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    return (weights.astype(narrow).astype(np.float32) @ value / total).astype(narrow), (top + np.log(total))[..., 0]
+
+
+def test_a_row_that_sees_more_than_it_should_has_the_room_of_other_rows():
+    """The right one of row 0 sees one key, and its bound is the rounding of one number."""
+    sample = sampled(
+        in_bfloat16, "peaked", (40, 200), computes={"mask": masks.causal("upper_left")}, contract="bfloat16"
+    )
+    assert min(part.output.bound[part.rows == 0].min(initial=np.inf) for part in sample.parts) < sample.typical
+    assert {fit.bug.id for fit in fits([sample])} == {"A1"}
+
+
+CELLS = np.random.default_rng(3).random((40, 57)) < 0.5
+CELLS[::3] = False
+MASKED = {"computes": {"mask": masks.array(CELLS)}}
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (lambda x: np.float32(7.5), True),
+        (lambda x: np.float32(np.nan), True),
+        (lambda x: np.arange(x.size, dtype=np.float32).reshape(x.shape), False),
+    ],
+    ids=["a number", "nan", "numbers"],
+)
+def test_rows_that_are_not_written_hold_one_number(left, told):
+    def kernel(query, key, value):
+        found = ra.attention(query, key, value, mask=CELLS, return_lse=True)[:2]
+        for x in found:
+            x[:, :, ::3] = left(x[:, :, ::3])
+        return found
+
+    assert ("E7" in {fit.bug.id for fit in fits([sampled(kernel, **MASKED)])}) == told
+
+
+def test_a_bug_that_explains_less_than_another_one_is_not_told():
+    def nothing(query, key, value):
+        return np.zeros(query.shape, np.float32), np.zeros(query.shape[:3], np.float32)
+
+    assert {fit.bug.id for fit in fits([sampled(nothing, **MASKED)])} == {"zeros", "A16"}
+    assert [fit.bug.id for fit in fits([sampled(nothing), sampled(nothing, **MASKED)])] == ["zeros"]
+
+
 def test_a_bug_must_fit_every_run_that_it_applies_to():
     samples = [sampled(upper_left, **CAUSAL), sampled(other_heads, "offset", **CAUSAL)]
     assert all(fit.bug.id != "A1" for fit in fits(samples))
@@ -106,7 +161,7 @@ def test_a_right_kernel_has_no_diagnosis():
 
 
 @pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_bug_of_the_catalogue_is_found_again(half):
+def test_every_bug_of_the_catalogue_is_found_again(half, monkeypatch):
     """The numbers of a bug itself fit it, whatever else they fit."""
     rng = np.random.default_rng(0)
     q, (k, v) = rng.standard_normal((1, 4, 20, 16)), rng.standard_normal((2, 1, 2, 37, 16))
@@ -131,7 +186,8 @@ def test_every_bug_of_the_catalogue_is_found_again(half):
         sample = run(spec, _inputs(spec, q, k, v), keep="normal").sample
         if sample is not None:
             tried += 1
-            assert bug.id in {fit.bug.id for fit in fits([sample])}, bug.name
+            monkeypatch.setattr(bugs, "BUGS", (bug,))
+            assert [fit.bug.id for fit in fits([sample])] == [bug.id], bug.name
     assert tried > 10
 
 
@@ -142,13 +198,14 @@ def _inputs(spec, q, k, v):
 
 
 @pytest.mark.usefixtures("without_probes")
-def test_what_is_measured_of_large_errors_names_no_bug():
+def test_what_is_measured_of_large_errors_names_no_other_bug():
     spec = KernelSpec(base_two, returns=("output", "lse"), lengths=((200, 300),), **SHAPE)
     measured = [x for x in check_kernel(spec, quick=True).diagnosis if x.instrument == "score test"]
     assert measured
-    assert all(x.bug is None for x in measured)
+    assert {x.bug for x in measured} <= {"C1", None}
 
 
+@pytest.mark.usefixtures("without_laws")
 def test_probes_that_are_expected_to_fail_are_no_finding():
     fields = {"returns": ("output", "lse"), "lengths": ((40, 57),), **SHAPE, **CAUSAL}
     expected = dict.fromkeys(("probes", "normal", "peaked", "offset", "rising", "coded"), "starts with the first key")

@@ -13,7 +13,8 @@ import refattn as ra
 from refattn import contract, masks
 from refattn._core.score import Score
 from refattn.testing import check
-from refattn.testing.effects.measuring import Effect, floors
+from refattn.testing.effects.measuring import floors
+from refattn.testing.effects.record import Effect
 from tests.bounds.emulator import Eager, Kernel, cut, rounded
 from tests.namespaces import numpy_dtype
 
@@ -83,7 +84,7 @@ def test_a_wrong_scale_is_measured(dtype: str, factor: float, bug: str | None, c
     output, _ = run(flash(dtype), arrays, factor / 8)
     effect = only(judged(output, arrays, dtype), "scale")
     assert effect.beta == pytest.approx(factor - 1, rel=0.05)
-    assert effect.bug == bug
+    assert effect.bug == effect.explanation.bug == bug
     assert cause in effect.text
     assert effect.text.startswith(f"logits times {1 + effect.beta:.4f}: {effect.sigmas:.0f} sigma")
     assert effect.where == "all 2 heads"

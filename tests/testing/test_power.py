@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refattn.testing import power
-from refattn.testing.criterion import PROBE_OF
+from refattn.testing.probes.tells import TELLS
 from tests.messages import assert_raises
 
 
@@ -21,7 +21,7 @@ def test_a_criterion_that_takes_everything_lets_everything_through():
     found = power(drawn(), lambda output, expected: True)
     assert found.caught == ()
     assert found.passes == ("zeros", "stale output", "mean of values")
-    assert found.probe in PROBE_OF.values()
+    assert found.probe in TELLS
 
 
 def test_a_criterion_that_takes_nothing_catches_everything_and_refuses_the_right_answer():
@@ -44,6 +44,14 @@ def test_a_tight_tolerance_catches_what_shows_in_the_output():
 def test_inputs_without_a_feature_do_not_reach_its_bugs(given, reached):
     found = power(drawn(**given), {"atol": 1e-5})
     assert any(name.startswith("D1:") for name in found.not_reached) != reached
+
+
+def test_the_probe_to_add_is_the_one_that_names_most_of_what_is_let_through():
+    found = power(drawn(), {"atol": 1e-5, "rtol": 1e-5})
+    ids = {name.partition(":")[0] for name in (*found.let_through, *found.not_reached)}
+    told = {name: len(ids & set(bugs)) for name, bugs in TELLS.items()}
+    assert told[found.probe] == max(told.values()) > 0
+    assert f'the probe "{found.probe}"' in found.text
 
 
 def test_a_loose_tolerance_lets_more_through_than_a_tight_one():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ import refattn as ra
 from refattn import biases, contract, masks
 from refattn.testing import KernelSpec
 from refattn.testing.probes import probe
+from refattn.testing.probes.tells import TELLS
 from tests.namespaces import numpy_dtype
 from tests.testing.probe_kernels import TiledKernel
 
@@ -93,6 +98,8 @@ SUNK = {"accepts": ("sinks",)}
 CAPPED = {"softcap": 3.0, "computes": {"softcap": 3.0}}
 LONGER = {**CAUSAL, "lengths": ((70, 65),)}
 FINE = ("float32",)
+PARTS = {"splits": 4, "lengths": ((65, 128),)}
+UPPER = {"causal": True, "computes": {"mask": masks.causal(anchor="lower_right")}}
 CASES = [
     Case("anchor", "A1", "the mask is anchored upper_left, not lower_right; all 4 heads", CAUSAL),
     Case("window wide", "A4", "the window is one key too wide on the left", WINDOW),
@@ -170,13 +177,37 @@ CASES = [
     Case("output cut off", None, "the output is cut off, not rounded", formats=("bfloat16",)),
     Case("empty rows nan", "B3", "rows that may attend to nothing give NaN; all 4 heads, rows 0..4", LONGER),
     Case("empty rows mean", "B6", "rows that may attend to nothing give the mean of the values", LONGER),
+    Case("sum of one part", "B1", "the row sum is not updated where parts are merged", PARTS),
+    Case("rounded outputs", "B17", "outputs of parts are rounded to bfloat16 before they are merged", PARTS, FINE),
+    Case("rounded logs", "B19", "log-sum-exps of parts are rounded to bfloat16 before they are merged", PARTS),
+    Case("logs in base 2", "F1", "log-sum-exps in base 2 are merged as natural ones", PARTS),
+    Case("lse of one part", "F6", "the log-sum-exp is that of the first of", PARTS),
+    Case("sum of the next row", "B11", "the row sum of row i takes in that of the next row (tiles of 65 rows)"),
+    Case("queries rounded", "B15", "queries times the scale are rounded to float16", {"dims": (48,)}, FINE),
+    Case("sink of another row", "B14", "against the maximum of the first row of each 32", SUNK, FINE),
+    Case("sentinel", "B4", "rows whose scores are all -57344 or less are lost", formats=("float32", "bfloat16")),
+    Case("bias of the first tile", "C16", "the bias of the first 32 keys is added to every 32", BIASED),
+    Case("output of other heads", "D10", "the output is written in the order (B, L, H, E)", formats=FINE),
+    Case("heads in rows", "A17", "the mask takes the folded row i * G + h % G for the place of the query", UPPER),
+    Case("mask stride", "A6", "rows of the mask are read 160 cells apart, not 130", MASKED),
+    Case("stale mask", "A18", "the mask of an earlier call is applied", {"accepts": ("mask", "bias")}),
+    Case("mask multiplied", "A16", "where a mask is given: cells that it lets in are multiplied by -inf", MASKED),
+    Case("lane", None, "keys 17, 49, 81, 113 are not in the row sum as often as in the output"),
     Case("raises", None, "raised ValueError: no kernel for these shapes"),
 ]
+
+COSTLY = (
+    "rounded outputs", "rounded logs", "logs in base 2", "lse of one part", "queries rounded", "sink of another row",
+    "bias of the first tile", "output of other heads", "stale mask", "mask multiplied", "lane",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n % 2), id=case.mistake) for n, case in enumerate(CASES)],
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n % 2 or case.mistake in COSTLY), id=case.mistake)
+        for n, case in enumerate(CASES)
+    ],
 )
 def test_a_mistake_is_named_by_the_first_explanation(number: int) -> None:
     case = CASES[number]
@@ -198,6 +229,38 @@ def test_what_follows_from_a_mistake_is_not_told_again() -> None:
         ("shared page", {}),
     ):
         assert len(probe(spec_of("float32", mistake, **given), quick=True).explanations) == 1
+
+
+@pytest.mark.slow
+def test_scores_of_float16_are_told_from_others_as_short_by_their_range() -> None:
+    told = probe(spec_of("float32", "float16 scores"), quick=True).explanations
+    assert "scores are stored in float16, or scores are stored in tf32" in told[0].name
+    assert (told[1].bug, told[1].name) == (
+        "B12",
+        "rows whose scores are beyond 65504 are lost: scores overflow float16",
+    )
+
+
+def test_a_row_sum_that_is_doubled_is_not_taken_for_one_of_padding() -> None:
+    read = probe(spec_of("float32", "sum of the next row", lengths=((128, 128),)), quick=True)
+    assert [x.bug for x in read.explanations] == ["B11"]
+
+
+def test_each_probe_declares_the_bugs_that_it_names() -> None:
+    folder = Path(ra.__file__).parent / "testing" / "probes"
+    sources = [path.read_text() for path in folder.rglob("*.py") if path.name != "tells.py"]
+    named = {found for text in sources for found in re.findall(r'"([A-G]\d+)"', text)}
+    assert named == set(itertools.chain(*TELLS.values()))
+
+
+def test_many_keys_are_looked_at_in_groups_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"lengths": ((16, 300),), "dims": (32,), "batch": (1,)}
+    few, all_keys, wrong = (spec_of("float32", mistake, **given) for mistake in ("", "", "last key lost"))
+    assert probe(few, quick=True).passed
+    assert probe(wrong, quick=True).explanations[0].name == "key 299 takes no part"
+    monkeypatch.setattr("refattn.testing.probes.record.MANY", 300)
+    assert probe(all_keys, quick=True).passed
+    assert all_keys.function.calls - few.function.calls >= math.ceil(300 / 32) - 2
 
 
 def test_two_mistakes_are_both_named() -> None:

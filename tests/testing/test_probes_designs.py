@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import refattn as ra
 from refattn import contract, masks
 from refattn.contract.formats import unit
-from refattn.testing import KernelSpec
+from refattn.testing import KernelSpec, probe
 from refattn.testing.probes import designs
 from refattn.testing.probes.measured import within
 from refattn.testing.probes.model import rounded
@@ -104,3 +105,26 @@ def test_what_is_accepted_is_what_a_number_within_reach_is_rounded_to() -> None:
     assert within(np.array([1.0]), np.array([1 + 2.0**-8]), 0.0, "bfloat16")
     assert not within(np.array([1 + 2.0**-7]), np.array([1 + 2.0**-8]), 0.0, "bfloat16")
     assert within(np.array([1 + 2.0**-7]), np.array([1 + 2.0**-8]), 2.0**-19, "bfloat16")
+
+
+def quotients(query: np.ndarray, key: np.ndarray, value: np.ndarray, sinks: np.ndarray | None = None) -> np.ndarray:
+    """A right kernel that divides its weights before their product, and adds one term after the other.
+
+    Its exponential errs by 500 ulp below 0.
+    """
+    key, value = (np.repeat(x, query.shape[1] // key.shape[1], axis=1) for x in (key, value))
+    scores = query @ np.swapaxes(key, -1, -2) / np.float32(np.sqrt(query.shape[-1]))
+    if sinks is not None:
+        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))], axis=-1)
+    x = (scores - scores.max(axis=-1, keepdims=True)).astype(np.float64)
+    weights = (np.exp(x) * (1 + 500 * 2.0**-23 * (x < 0))).astype(np.float32)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    terms = weights[..., : key.shape[2], None] * value[..., None, :, :]
+    return np.add.accumulate(terms, axis=-2)[..., -1, :]
+
+
+@pytest.mark.parametrize(("accepts", "S"), [((), 257), ((), 20), (("sinks",), 20)])
+def test_sums_of_quotients_and_exponentials_below_0_are_allowed_for(accepts: tuple[str, ...], S: int) -> None:
+    numerics = replace(contract.eager("float32"), exp_ulp=1024.0)
+    spec = KernelSpec(quotients, accepts=accepts, contract=numerics, lengths=((17, S),), dims=((64, 80),))
+    assert probe(spec).passed

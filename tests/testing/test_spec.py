@@ -13,7 +13,7 @@ from refattn.testing import KernelSpec
 from refattn.testing.spec import LAW_CHECKS
 
 STORAGE = "descale, block_table, cu_seqlens_q, cu_seqlens_k, seqused_k"
-ACCEPTED = f"mask, bias, is_causal, scale, softcap, sinks, dropout_mask, dropout_p, {STORAGE}"
+ACCEPTED = f"mask, bias, is_causal, scale, softcap, sinks, dropout_mask, dropout_p, {STORAGE}, out"
 LAWS = "normal, peaked, offset, rising, coded, smollm2"
 NAMES = (
     f"probes, {LAWS}, mask, bias, is_causal, scale, softcap, sinks, dropout_mask, empty_rows, gradients, {STORAGE}, "
@@ -71,6 +71,19 @@ def test_what_a_kernel_always_computes_may_depend_on_the_lengths() -> None:
             {"accepts": ("causal",)},
             ValueError,
             f"KernelSpec: accepts must name only {ACCEPTED}; got causal.",
+        ),
+        (
+            {"contract": ra.contract.nvfp4()},
+            ValueError,
+            (
+                "KernelSpec: contract must be one without scales of weights; check judges the arrays of a kernel with "
+                f"them; got {ra.contract.nvfp4().describe()}."
+            ),
+        ),
+        (
+            {"accepts": ("out",), "arrays": "jax"},
+            ValueError,
+            "KernelSpec: accepts must not name out where arrays is 'jax', whose arrays are not written to; got out.",
         ),
         ({"accepts": "mask"}, TypeError, "KernelSpec: accepts must be a sequence of names; got str."),
         (

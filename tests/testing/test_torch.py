@@ -109,6 +109,7 @@ def test_a_backend_is_right_on_many_problems(backend: str, contract: Any, dtype:
     assert max(judged(range(1000, 1200), backend, dtype, contract(dtype))) < 1
 
 
+@pytest.mark.usefixtures("without_probes")
 def test_math_in_bfloat16_is_refused_under_flash_and_pointed_to_eager() -> None:
     fields: dict[str, Any] = {"arrays": "torch", "dims": (64,), "lengths": ((64, 64), (128, 129))}
     report = check_kernel(KernelSpec(sdpa("math"), contract="bfloat16", **fields), quick=True)
@@ -119,8 +120,14 @@ def test_math_in_bfloat16_is_refused_under_flash_and_pointed_to_eager() -> None:
 
 
 @pytest.mark.usefixtures("without_probes")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mistake", [None, *MISTAKES])
+@pytest.mark.parametrize(
+    ("mistake", "dtype"),
+    [
+        pytest.param(mistake, dtype, marks=[pytest.mark.slow] * (mistake is not None and (m + n) % 2))
+        for m, mistake in enumerate((None, *MISTAKES))
+        for n, dtype in enumerate(("float32", "bfloat16"))
+    ],
+)
 def test_the_flash_backend_made_wrong_is_refused(mistake: str | None, dtype: str) -> None:
     spec = KernelSpec(
         with_lse(mistake),
@@ -135,6 +142,7 @@ def test_the_flash_backend_made_wrong_is_refused(mistake: str | None, dtype: str
     assert report.passed is (mistake is None), report.text
 
 
+@pytest.mark.usefixtures("without_laws")  # one of which hands it views
 def test_a_kernel_gets_tensors_of_its_contract_and_causality_by_flag() -> None:
     seen: list[Any] = []
 

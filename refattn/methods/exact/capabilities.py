@@ -21,6 +21,7 @@ CAPABILITIES = Capabilities(
         "sinks",
         "dropout_mask",
         "dropout_p",
+        "descale",
         "dtype",
         "return_lse",
         "return_weights",

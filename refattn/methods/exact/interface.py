@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from refattn import biases, masks
 from refattn._call import AttentionResult, prepare
 from refattn._core.arrays import Array, quiet
@@ -27,6 +29,7 @@ def attention(
     sinks: Array | None = None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
     dtype: object = None,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -63,6 +66,11 @@ def attention(
         softmax, its log-sum-exp and the returned weights are those without dropout.
     dropout_p : float, default 0.0
         Probability with which dropout drops a weight, below 1; needs the mask that it drew.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands: each None, a number, or an array of float32 or narrower. An array is (..., heads,
+        blocks), one axis fewer than its operand: the tokens lie in so many blocks of one size, with a factor each; or
+        (..., heads, blocks of tokens, blocks of features). A length of 1 stands for one factor for all; a query may
+        also have one for each key head. The products are exact.
     dtype : dtype or str, optional
         Dtype of the output; default that of `query`. Must be given for float8 and integer queries.
     return_lse : bool, default False
@@ -124,7 +132,7 @@ def attention(
     check_flag("attention", "return_weights", return_weights)
     call = prepare(
         "attention", query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap,
-        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, dtype=dtype,
+        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, descale=descale, dtype=dtype,
     )  # fmt: skip
     Q, K, V = call.grouped()
     O, lse = reference.attention(Q, K, V, score=call.score, xp=call.xp)

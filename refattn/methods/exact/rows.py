@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from refattn import biases, masks
@@ -46,6 +48,7 @@ def attention_rows(
     sinks: Array | None = None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
     dtype: object = None,
     return_lse: bool = False,
 ) -> Array | AttentionResult:
@@ -79,6 +82,8 @@ def attention_rows(
         True where dropout kept the weight.
     dropout_p : float, default 0.0
         Probability with which dropout drops a weight.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands.
     dtype : dtype or str, optional
         Dtype of the output; default that of `query`.
     return_lse : bool, default False
@@ -120,7 +125,7 @@ def attention_rows(
     """
     call = prepare(
         "attention_rows", query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap,
-        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, dtype=dtype,
+        sinks=sinks, dropout_mask=dropout_mask, dropout_p=dropout_p, descale=descale, dtype=dtype,
     )  # fmt: skip
     check_flag("attention_rows", "return_lse", return_lse)
     xp = call.xp

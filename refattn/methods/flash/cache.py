@@ -11,6 +11,7 @@ import numpy as np
 from refattn import biases, masks
 from refattn._core.arrays import Array, Namespace, device, float64, is_array, taken
 from refattn._core.checks import check_array, check_broadcast
+from refattn._core.descale import check_whole
 from refattn.biases.heads import HeadBiases
 from refattn.layouts.host import Ints, lengths_of, offsets_of, table_of
 from refattn.layouts.paged import PAGES, needed_pages
@@ -168,6 +169,8 @@ def arguments_of(
             check_broadcast(function, name, tuple(x.shape), lead, L, S)
             x = x[b : b + 1, ...] if len(x.shape) == 4 and x.shape[0] > 1 else x
             found[name] = x if x.shape[-1] == 1 else x[..., :n]
+    factors = check_whole(function, given["descale"], lead[0])
+    found["descale"] = [x[b : b + 1, ...] if is_array(x) and x.shape and x.shape[0] > 1 else x for x in factors]
     return found
 
 

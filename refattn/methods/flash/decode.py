@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from refattn import biases, masks
 from refattn._call import AttentionResult, Call, prepare
@@ -25,7 +26,7 @@ CAPABILITIES = Capabilities(
     implementations=("reference", "numba"),
     namespaces=WHOLE.namespaces,
     dtypes=WHOLE.dtypes,
-    arguments=(*ARGUMENTS, "return_lse", "splits", *TABLES, "pages", "threads"),
+    arguments=(*ARGUMENTS, "descale", "return_lse", "splits", *TABLES, "pages", "threads"),
     accumulation=WHOLE.accumulation,
     time=WHOLE.time,
     memory="O(L tile)",
@@ -50,6 +51,7 @@ def flash_decode(
     sinks: Array | None = None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
     dtype: object = None,
     return_lse: bool = False,
     splits: int | None = None,
@@ -89,6 +91,8 @@ def flash_decode(
         True where dropout kept the weight.
     dropout_p : float, default 0.0
         Probability with which dropout drops a weight.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands; with tables one for each head, or batch entry and head.
     dtype : dtype or str, optional
         Dtype of the output; default that of `query`.
     return_lse : bool, default False
@@ -162,7 +166,7 @@ def flash_decode(
         no_threads(name, threads)
     given = {
         "mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "softcap": softcap, "sinks": sinks,
-        "dropout_mask": dropout_mask, "dropout_p": dropout_p, "dtype": dtype,
+        "dropout_mask": dropout_mask, "dropout_p": dropout_p, "descale": descale, "dtype": dtype,
     }  # fmt: skip
     tables = {"block_table": block_table, "seqused_k": seqused_k, "cu_seqlens_k": cu_seqlens_k}
     if all(x is None for x in tables.values()):
@@ -174,6 +178,8 @@ def flash_decode(
     lead, L, used = tuple(query.shape[:2]), query.shape[2], keys.lengths
     for b in range(lead[0]):
         (K, k), (V, v) = keys.sequence(b, xp), values.sequence(b, xp)
+        if descale is not None and k is not None and v is not None:
+            K, V, k, v = k.whole(), v.whole(), None, None
         call = prepare(name, query[b : b + 1, ...], K, V, **arguments_of(name, b, lead, L, used, given))
         output, lse = _decoded(call, k, v, form, splits, threads)
         found.append((call.rounded(output), lse))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from refattn import biases, masks
 from refattn._call import AttentionResult, prepare
 from refattn._core.arrays import Array, float64, quiet
@@ -27,6 +29,7 @@ def flash_attention(
     sinks: Array | None = None,
     dropout_mask: masks.Mask | Array | None = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
     dtype: object = None,
     tile_q: int | None = None,
     tile_k: int | None = None,
@@ -62,6 +65,8 @@ def flash_attention(
         True where dropout kept the weight.
     dropout_p : float, default 0.0
         Probability with which dropout drops a weight.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands.
     dtype : dtype or str, optional
         Dtype of the output; default that of `query`.
     tile_q, tile_k : int, optional
@@ -121,7 +126,7 @@ def flash_attention(
     tile_q, tile_k, threads = check_sizes(name, tile_q=tile_q, tile_k=tile_k, threads=threads)
     call = prepare(
         name, query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale, softcap=softcap, sinks=sinks,
-        dropout_mask=dropout_mask, dropout_p=dropout_p, dtype=dtype,
+        dropout_mask=dropout_mask, dropout_p=dropout_p, descale=descale, dtype=dtype,
     )  # fmt: skip
     if form == "numba":
         O, lse = kernels(CAPABILITIES, call).forward(call, tile_q, tile_k, threads)

@@ -163,8 +163,11 @@ def linear_attention_gradient(
         after = memory_of(name, grad_state, query, call.phi_K, call.V, "grad_state")
     dQ, dK, dV, before = _gradients(call, dO, gradient.Memory(*after), form, chunk)
     found = (of_call.headed(dQ, 2), xp.squeeze(dK, axis=-3), xp.squeeze(dV, axis=-3))
+    query, key, value = (round_to(x, to, xp) for x, to in zip(found, dtypes, strict=True))
     return LinearGradient(
-        *(round_to(x, to, xp) for x, to in zip(found, dtypes, strict=True)),
+        query,
+        key,
+        value,
         state=None if state is None else state_of(Memory(*before), xp),
     )
 

@@ -86,7 +86,7 @@ def _distance(contract: Contract, problem: LinearProblem) -> tuple[Floats, Float
         state, z = problem.memory
         N, Z = N + phi_q @ state, Z + phi_q @ z
         E_N, E_Z = (E + G * (Q.size @ np.abs(X)) + (1 + G) * (Q.error @ np.abs(X)) for E, X in ((E_N, state), (E_Z, z)))
-    seen: Flags = np.full((len(keep), 1), True) if problem.memory is not None else keep.any(axis=1, keepdims=True)
+    seen: Flags = np.logical_or.reduce(keep, axis=1, keepdims=True) | (problem.memory is not None)
     if not problem.normalize:
         return N, E_N + tiny, seen
     u = unit(contract.accumulator)

@@ -113,7 +113,7 @@ def performer_error_bound(
 def relative_error(sums: Floats, differences: Floats, M: int, kind: str, failure: float) -> Floats:
     """Relative error that an estimate from M features stays below but with a probability, by |x + y|^2 or |x - y|^2."""
     if kind == "trigonometric":
-        return np.sqrt(2 * np.log(2 / failure) / M) * np.exp(np.maximum(differences, 0.0) / 2)
+        return np.asarray(np.sqrt(2 * np.log(2 / failure) / M) * np.exp(np.maximum(differences, 0.0) / 2))
     variance = np.expm1(sums) if kind == "positive" else 2 * np.sinh(sums / 2) ** 2
     return np.sqrt(np.maximum(variance, 0.0) / (M * failure))
 
@@ -122,7 +122,7 @@ def moved(error: Floats) -> Floats:
     """The share of the values' diameter that an output may move by where all its weights err by up to `error`."""
     e = np.minimum(error, 1.0)
     # (1 - sqrt(1 - e^2)) / e without the cancellation.
-    return e / (1 + np.sqrt(1 - e * e))
+    return np.asarray(e / (1 + np.sqrt(1 - e * e)))
 
 
 def diameter(V: Floats) -> Floats:
@@ -130,4 +130,4 @@ def diameter(V: Floats) -> Floats:
     if V.shape[-2] == 0:
         return np.zeros((*V.shape[:-2], 1))
     middle = (V.max(axis=-2, keepdims=True) + V.min(axis=-2, keepdims=True)) / 2
-    return 2 * np.sqrt(np.sum((V - middle) ** 2, axis=-1)).max(axis=-1, keepdims=True)
+    return np.asarray(2 * np.sqrt(np.sum((V - middle) ** 2, axis=-1)).max(axis=-1, keepdims=True))

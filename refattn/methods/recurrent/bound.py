@@ -9,7 +9,8 @@ import numpy as np
 
 from refattn._core.arrays import Array, quiet, to_numpy
 from refattn._core.checks import check_choice
-from refattn.contract.formats import FORMATS, half_ulp, unit
+from refattn.contract.formats import half_ulp, unit
+from refattn.contract.record import STORED
 from refattn.methods.recurrent.arguments import RecurrentResult, prepare
 
 # Roundings of a step on the way from the state before it to the state after it, those of a sum over E features aside.
@@ -98,7 +99,7 @@ def recurrent_error_bound(
     [2.38e-06, 7.15e-06, 1.419e-05, 2.384e-05]
     """
     name = "recurrent_error_bound"
-    check_choice(name, "accumulation", accumulation, tuple(FORMATS))
+    check_choice(name, "accumulation", accumulation, STORED)
     call = prepare(
         name, query, key, value, decay=decay, beta=beta, low_rank=low_rank, scale=scale, initial_state=initial_state,
         update_rule=update_rule, cu_seqlens=cu_seqlens, dtype=dtype,
@@ -121,6 +122,6 @@ def recurrent_error_bound(
 
 
 def _gamma(n: np.ndarray, accumulation: str) -> np.ndarray:
-    """n u / (1 - n u), inf from n u = 1 on; 4 more than n make up for what float64 errs by in evaluating the bound."""
+    """Gamma_n, inf from n u = 1 on; 4 more than n make up for what float64 errs by in evaluating the bound."""
     x = (n + 4) * unit(accumulation)
     return np.where(x < 1, x / np.where(x < 1, 1 - x, 1.0), math.inf)

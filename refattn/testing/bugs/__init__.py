@@ -11,12 +11,12 @@ from refattn.testing.bugs.heads import HEAD_BUGS
 from refattn.testing.bugs.mask_geometry import MASK_BUGS
 from refattn.testing.bugs.plain import PLAIN_BUGS
 from refattn.testing.bugs.problems import Problem, problem
-from refattn.testing.bugs.record import Bug, Variant
+from refattn.testing.bugs.record import Bug, Seen, Variant
 from refattn.testing.bugs.scores import SCORE_BUGS
 from refattn.testing.bugs.softmax import SOFTMAX_BUGS
 from refattn.testing.bugs.splits import DROPOUT_BUGS, SPLIT_BUGS
 
-__all__ = ("BUGS", "LEFT_OUT", "Bug", "Problem", "Variant", "describe", "get", "names", "problem")
+__all__ = ("BUGS", "LEFT_OUT", "Bug", "Problem", "Seen", "Variant", "describe", "get", "names", "problem")
 
 BUGS: tuple[Bug, ...] = (
     *MASK_BUGS,
@@ -38,7 +38,7 @@ LEFT_OUT: tuple[tuple[str, str], ...] = (
     ("D6", "its cause was not confirmed"),
     ("D7", "backward only"),
     ("D16", "the launch is refused or rows are not computed, by the size of a grid"),
-    ("E2", "what lies behind the block table is any number"),
+    ("E2", "what lies behind the block table is any number; a probe reads the entry"),
     *((f"G{n}", "backward only") for n in (*range(1, 8), 9, 11, 13)),
     ("G10", "a race: no formula tells what is read"),
     ("G12", "a test's false alarm"),

@@ -16,6 +16,9 @@ from refattn.testing.bugs.sums import blank_rows, in_empty_rows
 
 Entry = partial(Bug, family="cache, paging, quantisation")
 
+# Which factor is read for all heads.
+FIRST_OF_ENTRY, FIRST_OF_ALL = "that of the entry's first head", "that of the first head of all"
+
 
 def first_of_two(name: str, x: Head) -> Floats:
     """Of each two pages the first, twice."""
@@ -75,26 +78,39 @@ def in_keyless(name: str, value: float, x: Head) -> Floats:
     return right if x.S else np.full_like(right, value)
 
 
-def factor(p: Problem, n: int, heads: int) -> Any:
-    """Factors (heads,) of a quantised operand."""
-    return np.broadcast_to(np.asarray(p.descale[n], np.float64), (heads,))
+def factor(p: Problem, n: int) -> Any:
+    """Factors (B, heads) of a quantised operand."""
+    x = np.asarray(p.descale[n], np.float64)
+    return np.broadcast_to(x, (len(p.query), p.heads[min(n, 1)]))
 
 
 def undone(n: int, name: str, x: Head) -> Floats:
     """An operand without its factor."""
     right: Floats = x.right(name)
-    return right / factor(x.problem, n, x.problem.heads[1])[x.kv] if name in x.choice else right
+    return right / factor(x.problem, n)[x.b, x.kv] if name in x.choice else right
 
 
 def first_factor(n: int, name: str, x: Head) -> Floats:
     """An operand with the factor of the first head."""
-    of_heads = factor(x.problem, n, x.problem.heads[1])
-    return np.asarray(x.right(name) * (of_heads[0] / of_heads[x.kv]))
+    operands, which = x.choice.split(": ")
+    right, factors = x.right(name), factor(x.problem, n)
+    read = factors[0 if which == FIRST_OF_ALL else x.b, 0]
+    return np.asarray(right * (read / factors[x.b, x.kv])) if name in operands else np.asarray(right)
+
+
+def read_as_one(p: Problem) -> list[str]:
+    """Which operands' factors are read as one, and which one."""
+    found = []
+    for which in (FIRST_OF_ENTRY, FIRST_OF_ALL):
+        axis = 1 if which == FIRST_OF_ENTRY else None
+        some = [name for n, name in ((1, "key"), (2, "value")) if np.any(np.ptp(factor(p, n), axis=axis) > 0)]
+        found += [f"{operands}: {which}" for operands in (["key and value"] if len(some) > 1 else []) + some]
+    return found if len(p.query) > 1 else [choice for choice in found if choice.endswith(FIRST_OF_ENTRY)]
 
 
 def other_factor(x: Head) -> Floats:
     """The latent's value with the factor of the value."""
-    of_key, of_value = (factor(x.problem, n, x.problem.heads[1])[x.kv] for n in (1, 2))
+    of_key, of_value = (factor(x.problem, n)[x.b, x.kv] for n in (1, 2))
     return np.asarray(x.right("value") * (of_value / of_key))
 
 
@@ -102,7 +118,7 @@ def shared_latent(p: Problem) -> bool:
     """A value that is the first columns of the key, and two factors."""
     Ev = p.dims[1]
     shared = p.dims[0] >= Ev and np.array_equal(p.value[:1, :, :8], p.key[:1, :, :8, :Ev])
-    return bool(shared) and not np.array_equal(*(factor(p, n, p.heads[1]) for n in (1, 2)))
+    return bool(shared) and not np.array_equal(*(factor(p, n) for n in (1, 2)))
 
 
 def outrun(p: Problem) -> list[int]:
@@ -139,7 +155,7 @@ def index_of_none(x: Head) -> State:
 
 def scaled_operands(p: Problem) -> list[str]:
     """Keys, values, or both, that have a factor."""
-    some = [name for n, name in ((1, "key"), (2, "value")) if np.any(factor(p, n, p.heads[1]) != 1)]
+    some = [name for n, name in ((1, "key"), (2, "value")) if np.any(factor(p, n) != 1)]
     return some + (["key and value"] if len(some) > 1 else [])
 
 
@@ -182,6 +198,7 @@ CACHE_BUGS = (
         links=threads("FI#353 FI#363 FI#440 FI#868 FI#3047 FI#3779 FA@a3a257c7 FA#2470"),
         needs=keyless,
         steps={"output": partial(in_keyless, "output", math.nan)},
+        leftover=True,
     ),
     Entry(
         id="E5",
@@ -210,6 +227,7 @@ CACHE_BUGS = (
         links=threads("FI#1395 FI#1533"),
         needs=blank_rows,
         steps={name: partial(in_empty_rows, name=name, value=math.nan) for name in ("output", "lse")},
+        leftover=True,
     ),
     Entry(
         id="E8",
@@ -227,7 +245,7 @@ CACHE_BUGS = (
         formula="s * q_scale",
         links=threads("vllm#53481 vllm#53754"),
         needs=lambda p: bool(np.any(np.asarray(p.descale[0]) != 1)),
-        steps={"scale": lambda x: x.problem.scale * factor(x.problem, 0, x.problem.heads[0])[x.h]},
+        steps={"scale": lambda x: x.problem.scale * factor(x.problem, 0)[x.b, x.h]},
         seen_in="scale",
     ),
     Entry(
@@ -236,7 +254,7 @@ CACHE_BUGS = (
         symptom="all heads but the first are off by a factor",
         formula="scale[0] (should be scale[h])",
         links=threads("sgl-kernel-xpu#252 vllm#42580"),
-        needs=lambda p: any(np.ptp(factor(p, n, p.heads[1])) > 0 for n in (1, 2)),
+        choices=read_as_one,
         steps={name: partial(first_factor, n, name) for n, name in ((1, "key"), (2, "value"))},
     ),
     Entry(

@@ -8,7 +8,7 @@ output = O / l,  lse = m + ln l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +62,12 @@ def merge(a: State, b: State) -> State:
     return State(m, a.l * alpha + b.l * beta, a.O * alpha[:, None] + b.O * beta[:, None])
 
 
+def without_nan(x: Head, value: float) -> Floats:
+    """The output, whose rows of NaN have become a number: 0 where a kernel divides by sums above 0 alone."""
+    output: Floats = x.right("output")
+    return np.where(np.isnan(output).any(axis=-1, keepdims=True), value, output)
+
+
 class Step:
     """A number or array that a head computes once, by its own rule or by that of a bug."""
 
@@ -82,7 +88,10 @@ class Step:
 
 
 class Head:
-    """Some rows (R,) of one batch entry and head, computed step by step; `choice` is what a bug has a choice of."""
+    """Some rows (R,) of one batch entry and head, computed step by step.
+
+    `choice` is what a bug has a choice of, `unit` the unit roundoff of a kernel's sums.
+    """
 
     def __init__(
         self,
@@ -92,9 +101,11 @@ class Head:
         rows: Ints,
         changes: Mapping[str, Change] | None = None,
         choice: Any = None,
+        unit: float = 0.0,
     ) -> None:
         self.problem, self.b, self.h, self.rows = problem, b, h, np.asarray(rows, np.int64)
-        self.changes, self.choice = changes or {}, choice
+        self.changes, self.choice, self.unit = changes or {}, choice, unit
+        self.held: dict[Any, Any] = {}  # what serves several bugs, of the scores without one
         self.kv = h // problem.group
         self.index = problem.index(b, h)
         queries, keys = problem.sequences
@@ -104,6 +115,15 @@ class Head:
         """A step by its own rule, from steps that a bug may have changed."""
         step: Step = getattr(Head, name)
         return step.rule(self)
+
+    def changed(self, changes: Mapping[str, Change], choice: Any, unit: float) -> Head:
+        """The same rows with a bug, which share the steps before the first one that it changes."""
+        x = Head(self.problem, self.b, self.h, self.rows, changes, choice, unit)
+        names = [name for name, step in vars(Head).items() if isinstance(step, Step)]
+        for name in names[: min(map(names.index, changes), default=0)]:
+            x.__dict__[name] = getattr(self, name)
+        x.held = self.held
+        return x
 
     def of(self, *, b: int | None = None, h: int | None = None, rows: Ints | None = None) -> Head:
         """Other rows, another head or batch entry, without a bug."""
@@ -214,6 +234,11 @@ class Head:
         """Log-sum-exp (R,)."""
         return np.asarray(self.total.lse)
 
+    @Step
+    def room(self) -> tuple[Floats, Floats]:
+        """How far output (R, Ev) and log-sum-exp (R,) are from a kernel's where its own errors tip a rounding."""
+        return np.zeros_like(self.output), np.zeros_like(self.lse)
+
     def own(self, mask: Mask | None) -> Mask | None:
         """The mask of this batch entry and head, without padding."""
         return None if mask is None else cut(mask.at(self.index), self.L, self.S)
@@ -234,9 +259,9 @@ class Head:
         seen = (self.scores[:, j] != -math.inf) & (Z != 0)
         return State(m, P.sum(axis=-1), np.asarray(seen_product(P * Z, seen, self.value[j], xp=np)))
 
-    def states(self, size: int) -> Iterator[State]:
-        """State of each tile of so many keys by itself."""
-        for j in some_tiles(self.S, size):
+    def states(self, size: int | Iterable[slice]) -> Iterator[State]:
+        """State of each tile of so many keys, or of some keys, by itself."""
+        for j in some_tiles(self.S, size) if isinstance(size, int) else size:
             S = self.scores[:, j]
             m = S.max(axis=-1, initial=-math.inf)
             yield self.state_of(j, m, np.exp(S - np.where(m == -math.inf, 0.0, m)[:, None]))

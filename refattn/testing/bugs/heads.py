@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refattn.masks.families import Dense
-from refattn.testing.bugs.engine import Floats, Head
+from refattn.testing.bugs.cuts import COUNTS, Cuts
+from refattn.testing.bugs.engine import Floats, Head, without_nan
 from refattn.testing.bugs.mask_edits import parts
-from refattn.testing.bugs.problems import TILES, Problem
+from refattn.testing.bugs.problems import PADDED, SIZES, Problem
 from refattn.testing.bugs.record import Bug, threads
 
 Entry = partial(Bug, family="heads, layout, strides")
 
 SMALL, LARGE = 2**15, 2**31
+AXES = {"bhld": "bhl", "blhd": "blh", "lbhd": "lbh"}
 
 
 def modulo_head(name: str, x: Head) -> Floats:
@@ -62,14 +67,16 @@ def beyond_features(x: Head) -> Floats:
 
 
 def by_query_heads(name: str, x: Head) -> Floats:
-    """Packed keys or values from token offset[b] H / Hk on; 0 past the last."""
+    """Packed keys or values from token offset[b] H / Hk on; past the last 0, the last again, or what nobody knows."""
     stops = np.cumsum(x.problem.sequences[1])
     start = int(stops[x.b]) - x.S
     token = start * x.problem.group + np.arange(x.S)
     inside = np.minimum(token, stops[-1] - 1)
     b = np.searchsorted(stops, inside, side="right")
     found = x.read(name, b, x.kv, inside - (stops - x.problem.sequences[1])[b])
-    return np.where((token < stops[-1])[:, None], found, 0.0)
+    if x.choice != "the last token":
+        found = np.where((token < stops[-1])[:, None], found, 0.0 if x.choice == "0" else math.nan)
+    return found
 
 
 def untransposed(x: Head) -> Floats:
@@ -84,15 +91,27 @@ def untransposed(x: Head) -> Floats:
     return found
 
 
+def lse_strides(p: Problem) -> Iterator[tuple[int, str, bool]]:
+    """Row strides that L is padded to; where they are used; and whether the batch has a stride of its own."""
+    L, H = p.lengths[0], p.heads[0]
+    padded = [n for n in dict.fromkeys(-(-L // n) * n for n in PADDED) if n != L]
+    some = [(n, where) for n in padded for where in ("written", "read")]
+    yield from ((n, where, True) for n, where in some if H > 1)
+    yield from ((n, where, False) for n, where in some if len(p.query) > 1)
+
+
 def padded_lse(x: Head) -> Floats:
-    """Log-sum-exps that are stored with a padded row stride and read without; 0 in the padding."""
-    L = x.problem.lengths[0]
-    stride = -(-L // x.choice) * x.choice
-    unit = x.h * L + x.rows
-    found = np.zeros(len(x.rows))
-    for head in np.unique(unit // stride):
-        own = (unit // stride == head) & (unit % stride < x.L)
-        found[own] = x.of(h=int(head), rows=unit[own] % stride).lse
+    """Log-sum-exps of which one of writing and reading has a padded row stride; NaN where none was written."""
+    stride, where, apart = x.choice
+    (L, _), (H, _) = x.problem.lengths, x.problem.heads
+    written, read = (stride, L) if where == "written" else (L, stride)
+    unit, row = np.divmod((x.h if apart else x.b * H + x.h) * read + x.rows, written)
+    found = np.full(len(x.rows), math.nan)
+    for u in np.unique(unit):
+        b, h = (x.b, int(u)) if apart else divmod(int(u), H)
+        if b < len(x.problem.query) and h < H:
+            own = (unit == u) & (row < x.problem.sequences[0][b])
+            found[own] = x.of(b=b, h=h, rows=row[own]).lse
     return found
 
 
@@ -147,10 +166,88 @@ def long_masks(p: Problem) -> list[str]:
     return [name for name, most, n in (("int16", SMALL, S), ("int32", LARGE, L * S)) if n > most]
 
 
-def partial_groups(x: Head) -> Any:
-    """Keys of the tiles in whole groups of 32."""
-    whole = -(-x.S // x.choice) // 32 * 32
-    return x.right("keep") & (np.arange(x.S) < whole * x.choice)
+OPERANDS = ("query", "key", "value")
+
+
+def poisoned_operands(p: Problem) -> list[tuple[str, float]]:
+    """Operands that lie in larger arrays of NaN, and what a row of NaN becomes."""
+    some = ("query, key and value", "key and value", *OPERANDS)
+    return list(itertools.product(some, (math.nan, 0.0))) if p.margin else []
+
+
+def strides_of_shape(name: str, x: Head) -> Floats:
+    """Rows of an operand that is stored with margins of NaN, read with the strides of its shape."""
+    if name not in x.choice[0]:
+        return np.asarray(x.right(name))
+    h, at = (x.h, x.rows) if name == "query" else (x.kv, np.arange(x.S))
+    margin, axes = x.problem.margin, AXES[x.problem.order]
+    size = dict(zip("bhl", getattr(x.problem, name).shape[:3], strict=True))
+    place = {"b": np.full(len(at), x.b), "h": np.full(len(at), h), "l": at}
+    held, whole = [size[a] for a in axes], [size[a] + 2 * margin for a in axes]
+    start = np.ravel_multi_index([margin] * 3, whole)
+    unit = start + np.ravel_multi_index([place[a] for a in axes], held)
+    found = [n - margin for n in np.unravel_index(np.minimum(unit, math.prod(whole) - 1), whole)]
+    inside = (unit < math.prod(whole)) & np.logical_and.reduce(
+        [(n >= 0) & (n < most) for n, most in zip(found, held, strict=True)]
+    )
+    of = {a: np.clip(n, 0, most - 1) for a, n, most in zip(axes, found, held, strict=True)}
+    return np.where(inside[:, None], x.read(name, of["b"], of["h"], of["l"]), math.nan)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Parts of the keys of which whole groups are reduced.
+
+    Parameters
+    ----------
+    parts : int or Cuts
+        Keys in each part, or how they are cut into splits.
+    group : int
+        Parts in a group.
+    """
+
+    parts: int | Cuts
+    group: int
+
+    def reduced(self, S: int) -> int:
+        """Return how many keys take part.
+
+        Parameters
+        ----------
+        S : int
+            Number of keys.
+
+        Returns
+        -------
+        int
+            S where the groups are whole, or where the parts do not fill one.
+        """
+        edges = (
+            np.minimum(np.arange(-(-S // self.parts) + 1) * self.parts, S)
+            if isinstance(self.parts, int)
+            else self.parts.edges(S)
+        )
+        whole = (len(edges) - 1) // self.group * self.group
+        return int(edges[whole]) if whole else S
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"groups of {self.group}, " + (
+            f"parts of {self.parts} keys" if isinstance(self.parts, int) else str(self.parts)
+        )
+
+
+def group_sizes(p: Problem) -> Iterator[Groups]:
+    """Parts and groups that leave some keys out, each number of keys once."""
+    lengths, seen = np.unique(p.sequences[1]).tolist(), set[tuple[int, ...]]()
+    splits = itertools.starmap(Cuts, itertools.product(COUNTS, (1, *SIZES), (False, True)))
+    partitions: list[int | Cuts] = [*(n for n in SIZES if n < lengths[-1]), *splits]
+    for partition, group in itertools.product(partitions, (2, 4, 8, 16, 32)):
+        groups = Groups(partition, group)
+        left = tuple(map(groups.reduced, lengths))
+        if left not in seen and left != tuple(lengths):
+            seen.add(left)
+            yield groups
 
 
 HEAD_BUGS = (
@@ -188,7 +285,20 @@ HEAD_BUGS = (
         formula="x[b, h, s] of an array that is stored as (B, S, H, E) read as (B, H, S, E)",
         links=threads("FA#2541 FA#2545 FA#2665 FA#2666 FA#2670 NVTE#3216"),
         choices=scrambled,
-        steps={name: partial(assumed_strides, name) for name in ("query", "key", "value")},
+        steps={name: partial(assumed_strides, name) for name in OPERANDS},
+    ),
+    Entry(
+        id="D5",
+        name="strides are assumed from the shape, though operands are views of larger arrays",
+        symptom="right for contiguous operands only",
+        formula="x[b, h, s] read at ((b H + h) S + s) E from the first number on",
+        links=threads("FA#2541 FA#2545 FA#2665 FA#2666 FA#2670 NVTE#3216"),
+        choices=poisoned_operands,
+        label="of {0[0]}, where a row of NaN becomes {0[1]}",
+        steps={
+            **{name: partial(strides_of_shape, name) for name in OPERANDS},
+            "output": lambda x: without_nan(x, x.choice[1]),
+        },
     ),
     Entry(
         id="D8",
@@ -206,7 +316,10 @@ HEAD_BUGS = (
         formula="offset[b] H E (should be offset[b] Hk E)",
         links=threads("jax@be78ee0f"),
         needs=lambda p: p.group > 1 and len(p.query) > 1,
+        choices=lambda p: ("0", "the last token", "anything"),
+        label="past the end: {}",
         steps={name: partial(by_query_heads, name) for name in ("key", "value")},
+        leftover=True,
         seen_in="output",
     ),
     Entry(
@@ -220,13 +333,14 @@ HEAD_BUGS = (
     ),
     Entry(
         id="D11",
-        name="the log-sum-exp is written with a padded row stride and read without",
+        name="the log-sum-exp is written and read with different row strides, one of them padded",
         symptom="the log-sum-exp of a row is that of another",
         formula="lse[h ceil(L / 128) 128 + i] (should be lse[h L + i])",
         links=threads("FA#2388 xformers#391 xformers@41646dbb"),
-        choices=lambda p: [n for n in TILES if p.lengths[0] % n and p.heads[0] > 1],
-        label="rows padded to {}",
+        choices=lse_strides,
+        label="a stride of {0[0]} where it is {0[1]}",
         steps={"lse": padded_lse},
+        leftover=True,
     ),
     Entry(
         id="D12",
@@ -269,13 +383,12 @@ HEAD_BUGS = (
     ),
     Entry(
         id="D17",
-        name="the last reduction covers multiples of 32 partial results only",
+        name="the last reduction covers whole groups of partial results only",
         symptom="the last keys are lost",
-        formula="sum over 32 floor(n / 32) of n partial results",
+        formula="sum over g floor(n / g) of n partial results, g = 32 or less",
         links=threads("MLX#3875"),
-        choices=lambda p: [n for n in TILES if -(-p.lengths[1] // n) > 32 and -(-p.lengths[1] // n) % 32],
-        label="partial results of {} keys",
-        steps={"keep": partial_groups},
+        choices=group_sizes,
+        steps={"keep": lambda x: x.right("keep") & (np.arange(x.S) < x.choice.reduced(x.S))},
         seen_in="keep",
     ),
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn.masks.bands import Band
 from refattn.masks.tree import Tree
-from refattn.testing.bugs.engine import merge
+from refattn.testing.bugs.engine import merge, without_nan
 from refattn.testing.bugs.mask_cells import (
     bias_of_first_head,
     bidirectional,
@@ -19,30 +19,38 @@ from refattn.testing.bugs.mask_cells import (
     clipped_stride,
     clipped_window,
     cornered,
+    dense,
     diagonal,
     earlier_mask,
+    earlier_masks,
     floored_bound,
     folded,
     freed_page,
+    gathered,
+    gathers,
     has_tree_window,
-    mask_by_entry,
-    mask_of_heads,
+    last_tile,
+    mask_of_unit,
     only_bands,
-    other_mask_before,
+    other_stride,
     padding,
-    past_diagonal,
-    prefix_from_start,
+    past_cells,
+    past_keys,
+    ranks,
     reaches_past,
     shift_window,
     skipped_tiles,
+    strides,
     untiled_values,
     window_by_row,
     windowed,
 )
 from refattn.testing.bugs.mask_edits import all_bands, anchors, moved, parts, reanchored, without_left
-from refattn.testing.bugs.record import Bug, ragged_tiles, threads, tile_rows, tile_sizes
+from refattn.testing.bugs.record import Bug, ragged_tiles, threads, tile_pairs, tile_rows
 
 Entry = partial(Bug, family="mask geometry")
+
+PAIR = "tiles of {0[0]} queries by {0[1]} keys"
 
 MASK_BUGS = (
     Entry(
@@ -116,7 +124,9 @@ MASK_BUGS = (
         formula="keys P - W .. P - 1 are read from 0 .. W - 1",
         links=threads("sglang#39160 sglang#39287"),
         needs=clipped_window,
-        steps={name: partial(prefix_from_start, name) for name in ("key", "value")},
+        choices=gathers,
+        label="{0[0]}, of a window of {0[1]}",
+        steps={name: partial(gathered, name) for name in ("key", "value")},
         seen_in="output",
     ),
     Entry(
@@ -128,6 +138,18 @@ MASK_BUGS = (
         needs=has_tree_window,
         steps={"keep": clipped_stride},
         seen_in="keep",
+    ),
+    Entry(
+        id="A6",
+        name="the mask's rows are read with the stride of another length than they are stored with",
+        symptom="the mask of later rows is shifted",
+        formula="m[i stride + j] of a mask that is stored with row stride S",
+        links=threads("sglang#39160 sglang#39287 sglang#13740"),
+        choices=strides,
+        label="a row stride of {}",
+        steps={"keep": other_stride, "output": past_cells},
+        seen_in="keep",
+        leftover=True,
     ),
     Entry(
         id="A7",
@@ -178,8 +200,8 @@ MASK_BUGS = (
         formula="o_i = sum_j p_ij v_(j - n_min), n_min the first tile of the window",
         links=threads("FA#1582"),
         needs=windowed,
-        choices=tile_sizes,
-        label="tiles of {}",
+        choices=tile_pairs,
+        label=PAIR,
         steps={"state": untiled_values},
         seen_in="state",
     ),
@@ -201,8 +223,8 @@ MASK_BUGS = (
         formula="skip tiles with start > i + offset",
         links=threads("vllm#30974 vllm#30386"),
         needs=bidirectional,
-        choices=tile_sizes,
-        label="tiles of {}",
+        choices=tile_pairs,
+        label=PAIR,
         steps={"keep": causal_loop},
         seen_in="keep",
     ),
@@ -214,8 +236,8 @@ MASK_BUGS = (
         links=threads("FA@c65b5106 MLX#1999"),
         needs=diagonal,
         choices=reaches_past,
-        label="tiles of {}",
-        steps={"state": lambda x: merge(x.right("state"), padding(x, past_diagonal(x)))},
+        label="tiles of {0[0][0]} queries by {0[0][1]} keys, up to {0[1]}",
+        steps={"state": lambda x: merge(x.right("state"), padding(x, past_keys(x)))},
     ),
     Entry(
         id="A14",
@@ -226,16 +248,17 @@ MASK_BUGS = (
         needs=lambda p: not causal(p),
         choices=ragged_tiles,
         label="key tiles of {}",
-        steps={"state": lambda x: merge(x.right("state"), padding(x))},
+        steps={"state": lambda x: merge(x.right("state"), last_tile(x))},
     ),
     Entry(
         id="A15",
-        name="a mask of (H, L, S) is read as one of (B, L, S)",
+        name="a mask of heads is read as one of batch entries, or its axes in the other order",
         symptom="silent where B = H",
-        formula="m[b, i, j] (should be m[h, i, j])",
+        formula="m[b, i, j] or m[h, b, i, j] (should be m[h, i, j] or m[b, h, i, j])",
         links=threads("onnx#8108"),
-        needs=mask_of_heads,
-        steps={"mask": mask_by_entry},
+        choices=ranks,
+        label="read as {}",
+        steps={"mask": mask_of_unit},
         seen_in="keep",
     ),
     Entry(
@@ -244,8 +267,10 @@ MASK_BUGS = (
         symptom="NaN on the keys that are allowed",
         formula="bias = (1 - m) * -inf, which is 0 * -inf = NaN where m = 1",
         links=threads("onnx#8068"),
-        needs=lambda p: p.mask is not None,
-        steps={"scores": lambda x: x.biased + (1.0 - x.keep) * -math.inf},
+        needs=lambda p: len(dense(p)) > 0,
+        choices=lambda p: (math.nan, 0.0),
+        label="a row of NaN becomes {}",
+        steps={"scores": lambda x: x.biased + (1.0 - x.keep) * -math.inf, "output": lambda x: without_nan(x, x.choice)},
     ),
     Entry(
         id="A17",
@@ -269,11 +294,12 @@ MASK_BUGS = (
     ),
     Entry(
         id="A18",
-        name="the mask of the call before is applied",
+        name="the mask of an earlier call is applied",
         symptom="a causal call after one with a tree or another mask is wrong",
-        formula="allow by the mask of the previous call",
+        formula="allow by the mask of an earlier call",
         links=threads("FI#1028 sglang#37553"),
-        needs=other_mask_before,
+        choices=earlier_masks,
+        label="{}",
         steps={"mask": earlier_mask},
         seen_in="keep",
     ),

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from refattn.testing.bugs.engine import Floats, Head, State
-from refattn.testing.bugs.record import Bug, tile_sizes
+from refattn.testing.bugs.record import Bug, several_keys
 
 Entry = partial(Bug, family="not in the catalogue")
 
@@ -141,7 +141,7 @@ PLAIN_BUGS = (
         name="the last tile of keys is lost",
         symptom="the last keys take no part",
         formula="keys up to floor((S - 1) / tile) tile",
-        choices=tile_sizes,
+        choices=several_keys,
         label="key tiles of {}",
         steps={"keep": without_last_tile},
         seen_in="keep",

@@ -21,6 +21,9 @@ Ints = npt.NDArray[np.int64]
 
 # Sizes of tiles, and numbers of splits, that a bug is tried for where it is not known what the kernel uses.
 TILES = (16, 32, 64, 128)
+# Sizes of tiles where two of them are tried, of rows and of keys, and strides that rows are padded to.
+SIZES = tuple(range(16, 257, 16))
+PADDED = (2, 4, 8, *TILES, 256)
 SPLITS = (2, 3, 4, 8)
 
 
@@ -58,7 +61,7 @@ class Problem:
         Sizes of the kernel's tiles. Default: 16, 32, 64 and 128 are tried.
     splits : int, optional
         Number of splits of the keys. Default: 2, 3, 4 and 8 are tried.
-    descale : tuple of three float or numpy.ndarray of shape (H,) and (Hk,)
+    descale : tuple of three float or numpy.ndarray, (H,) and (Hk,), or (B, H) and (B, Hk)
         Factors of quantised operands that are in query, key and value already.
     rotary_base : float, optional
         Base of the rotary embedding that is in the query already, its halves paired as GPT-NeoX pairs them.
@@ -68,6 +71,12 @@ class Problem:
         Width of the window of a tree mask, counted by depth.
     previous : Problem, optional
         The call before this one.
+    masked : Mask, optional
+        The mask array of the last call before this one that had the same shape and was given one.
+    margin : int, default 0
+        Cells of NaN around the stored operands, along each axis but the last.
+    order : str, default "bhld"
+        Order of the axes in which the operands are stored.
     """
 
     query: Array
@@ -93,6 +102,9 @@ class Problem:
     top_k: int | None = None
     tree_window: int | None = None
     previous: Problem | None = None
+    masked: Mask | None = None
+    margin: int = 0
+    order: str = "bhld"
 
     @classmethod
     def of(cls, call: Call, **facts: Any) -> Problem:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refattn._call import AttentionResult
-from refattn.testing.bugs.engine import Change, Head, Some, State, run
-from refattn.testing.bugs.problems import SPLITS, TILES, Problem
+from refattn.testing.bugs.engine import Change, Floats, Head, Some, State, run
+from refattn.testing.bugs.problems import SIZES, TILES, Problem
 
 REPOSITORIES = {
     "ATOM": "ROCm/ATOM",
@@ -66,6 +65,14 @@ def once(problem: Problem) -> tuple[None]:
     return (None,)
 
 
+class Seen(NamedTuple):
+    """What a kernel returned for some rows, from which a bug's choice can be read."""
+
+    rows: Some
+    output: Floats  # (R, Ev)
+    lse: Floats | None  # (R,)
+
+
 @dataclass(frozen=True, eq=False)
 class Variant:
     """A bug with its choice made.
@@ -102,6 +109,23 @@ class Variant:
         """
         return run(self.problem, self.bug.steps, self.choice, rows)
 
+    def of(self, right: Head, unit: float) -> Head:
+        """Make rows of the wrong kernel from those of the right one.
+
+        Parameters
+        ----------
+        right : Head
+            Rows of a head without a bug.
+        unit : float
+            Unit roundoff of the kernel's sums.
+
+        Returns
+        -------
+        Head
+            The same rows with the bug.
+        """
+        return right.changed(self.bug.steps, self.choice, unit)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bug:
@@ -127,10 +151,15 @@ class Bug:
         Whether a problem has what the bug is about. Default: every problem has.
     choices : callable, optional
         What the bug can be tried with on a problem, such as sizes of tiles. Default: once.
+    reads : callable, optional
+        Choices that what a kernel returned leaves; where it leaves some, they are tried in the place of `choices`.
+        None where too little was returned to tell.
     label : str, default "{}"
         Words for a choice.
     seen_in : str, optional
         Step that must differ from the right one in some row, where the rest costs nothing to look at.
+    leftover : bool, default False
+        Whether NaN in a result stands for what was in memory before: any number.
     """
 
     id: str
@@ -142,16 +171,20 @@ class Bug:
     steps: Mapping[str, Change] = field(repr=False)
     needs: Callable[[Problem], bool] = field(default_factory=lambda: always, repr=False)
     choices: Callable[[Problem], Iterable[Any]] = field(default_factory=lambda: once, repr=False)
+    reads: Callable[[Problem, Seen], Iterable[Any] | None] | None = field(default=None, repr=False)
     label: str = field(default="{}", repr=False)
     seen_in: str | None = field(default=None, repr=False)
+    leftover: bool = field(default=False, repr=False)
 
-    def variants(self, problem: Problem) -> Iterator[Variant]:
+    def variants(self, problem: Problem, seen: Seen | None = None) -> Iterator[Variant]:
         """Return the bug with each choice that changes something on a problem.
 
         Parameters
         ----------
         problem : Problem
             What it is to be tried on.
+        seen : Seen, optional
+            What a kernel returned: the choices of bugs that can be read from it are read.
 
         Yields
         ------
@@ -160,7 +193,10 @@ class Bug:
         """
         if not self.needs(problem):
             return
-        for choice in self.choices(problem):
+        read: Iterable[Any] | None = [] if self.reads is None or seen is None else self.reads(problem, seen)
+        if read is None:
+            return
+        for choice in list(read) or self.choices(problem):
             if self.seen_in is None or differs(problem, self.seen_in, self.steps, choice):
                 yield Variant(self, "" if choice is None else self.label.format(choice), problem, choice)
 
@@ -285,27 +321,31 @@ def tile_keys(problem: Problem) -> tuple[int, ...]:
 
 def tile_rows(problem: Problem) -> tuple[int, ...]:
     """Sizes of query tiles."""
-    return TILES if problem.tile_q is None else (problem.tile_q,)
+    return SIZES if problem.tile_q is None else (problem.tile_q,)
+
+
+def tile_pairs(problem: Problem, keys: int | None = None) -> Iterator[tuple[int, ...]]:
+    """Sizes of query tiles by sizes of key tiles, each up to the first that holds all, or so many keys."""
+    known, (L, S) = (problem.tile_q, problem.tile_k), problem.lengths
+    most = (L, S if keys is None else keys)
+    return itertools.product(
+        *(
+            [n for n in SIZES if n - SIZES[0] < m] if size is None else [size]
+            for size, m in zip(known, most, strict=True)
+        )
+    )
+
+
+def several_keys(problem: Problem) -> tuple[int, ...]:
+    """Sizes of key tiles, in small steps, of which the keys need more than one."""
+    sizes = SIZES if problem.tile_k is None else (problem.tile_k,)
+    return tuple(n for n in sizes if n < problem.lengths[1])
 
 
 def ragged_tiles(problem: Problem) -> tuple[int, ...]:
-    """Sizes of key tiles that do not divide the number of keys, up to 256."""
-    sizes = (*TILES, 256) if problem.tile_k is None else (problem.tile_k,)
+    """Sizes of key tiles, in small steps, that do not divide the number of keys."""
+    sizes = SIZES if problem.tile_k is None else (problem.tile_k,)
     return tuple(n for n in sizes if np.any(problem.sequences[1] % n))
-
-
-def split_sizes(problem: Problem, least: int = 2) -> tuple[int, ...]:
-    """Lengths of the splits of keys, whole tiles of all sizes or not; the last one may be shorter."""
-    S, tile = problem.lengths[1], problem.tile_k or 64
-    counts = [n for n in (SPLITS if problem.splits is None else (problem.splits,)) if least <= n <= S]
-    sizes = [-(-S // n) for n in counts]
-    sizes = [-(-size // tile) * tile if S >= n * tile else size for n, size in zip(counts, sizes, strict=True)]
-    L = problem.lengths[0]
-    if least == 2 and problem.splits is None and L < S:
-        sizes.append(S - L)
-    if problem.tile_k is None:
-        sizes += [math.ceil(math.ceil(S / tile) / n) * tile for n in counts for tile in TILES]
-    return tuple(size for size in dict.fromkeys(sizes) if spans(problem, size, least))
 
 
 def has_empty_rows(problem: Problem) -> bool:

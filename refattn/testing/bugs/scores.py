@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from refattn.biases import ArrayBias
 from refattn.biases.families import Alibi
 from refattn.testing.bugs.engine import Floats, Head
-from refattn.testing.bugs.problems import Problem
-from refattn.testing.bugs.record import Bug, threads, tile_rows
-from refattn.testing.bugs.sums import rounded
+from refattn.testing.bugs.problems import SIZES, Problem
+from refattn.testing.bugs.record import Bug, threads
+from refattn.testing.bugs.rounding import rounded
 
 Entry = partial(Bug, family="scale, softcap, bias, position")
 
@@ -99,16 +98,18 @@ def turned_back(x: Head) -> Floats:
 
 
 def first_block(x: Head) -> Any:
-    """The bias of the first block of rows, for every block."""
-    bias = x.problem.bias
+    """The bias of the first block of rows or keys, for every block."""
+    bias, (axis, size) = x.problem.bias, x.choice
     assert bias is not None
-    rows = x.rows % x.choice
-    return np.asarray(bias.at(x.index).tile(rows, slice(0, x.S), x.L, x.S, xp=np))
+    rows, keys = (x.rows % size, np.arange(x.S)) if axis == "rows" else (x.rows, np.arange(x.S) % size)
+    return np.asarray(bias.at(x.index).tile(rows, keys, x.L, x.S, xp=np))
 
 
-def bias_of_rows(p: Problem) -> bool:
-    """A bias that changes along the queries."""
-    return p.bias is not None and not (isinstance(p.bias, ArrayBias) and p.bias.values.shape[-2] == 1)
+def blocks(p: Problem) -> list[tuple[str, int]]:
+    """Axes of a bias and sizes of its blocks, several of them."""
+    rows, keys = (SIZES if n is None else (n,) for n in (p.tile_q, p.tile_k))
+    some = (("rows", rows, p.lengths[0]), ("keys", keys, p.lengths[1]))
+    return [(axis, size) for axis, sizes, most in some for size in sizes if size < most]
 
 
 CAPS = ("tanh(s / cap)", "tanh(s cap)", "s tanh(s / cap)")
@@ -265,13 +266,13 @@ SCORE_BUGS = (
     ),
     Entry(
         id="C16",
-        name="the correction of the first block of rows is added in every block",
-        symptom="right in the first tile of rows only",
-        formula="c[block 0] (should be c[block of i])",
+        name="the correction of the first block of rows or keys is added in every block",
+        symptom="right in the first tile only",
+        formula="c[block 0] (should be c[block of i], or of j)",
         links=threads("FI#3838"),
-        needs=bias_of_rows,
-        choices=lambda p: [n for n in tile_rows(p) if n < p.lengths[0]],
-        label="tiles of {} rows",
+        needs=lambda p: p.bias is not None,
+        choices=blocks,
+        label="tiles of {0[1]} {0[0]}",
         steps={"bias": first_block},
         seen_in="bias",
     ),

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
+from refattn.testing.bugs.cuts import Cut, cuts, parts
 from refattn.testing.bugs.engine import Floats, Head, State, merge
 from refattn.testing.bugs.problems import SPLITS, Problem
-from refattn.testing.bugs.record import Bug, has_empty_rows, split_sizes, threads
-from refattn.testing.bugs.sums import LOG2E, blank_rows, in_empty_rows, normalised
+from refattn.testing.bugs.record import Bug, Seen, has_empty_rows, threads
+from refattn.testing.bugs.rounding import LOG2E, merged, normalised
+from refattn.testing.bugs.sums import blank_rows, in_empty_rows
 
 Entry = partial(Bug, family="split, merge, lse, sinks")
 
 
 def of_base_2(x: Head) -> State:
     """Splits merged with log-sum-exps of base 2 as if they were natural; the result's is taken for base 2."""
-    total: State | None = None
-    for part in x.states(x.choice):
-        one = normalised(part)._replace(m=part.lse * LOG2E)
-        total = one if total is None else merge(total, one)
-    assert total is not None
+    total = merged(normalised(part)._replace(m=part.lse * LOG2E) for part in parts(x, x.choice))
     return normalised(total)._replace(m=total.lse / LOG2E)
 
 
@@ -39,27 +40,80 @@ def other_scale(x: Head) -> Floats:
 
 def last_split(x: Head) -> Floats:
     """Log-sum-exp of the last split."""
-    *_, last = x.states(x.choice)
+    *_, last = parts(x, x.choice)
     return last.lse
 
 
-def stale_lse(x: Head) -> State:
+def first_split(x: Head) -> Floats:
+    """Log-sum-exp of the first split."""
+    return next(parts(x, x.choice)).lse
+
+
+def stale_merge(x: Head) -> State:
     """States merged one after the other, each time with the log-sum-exp of the first."""
-    first: Floats | None = None
-    total: State | None = None
-    for part in x.states(x.choice):
-        one = normalised(part)
-        if total is None or first is None:
-            total, first = one, one.m
-            continue
-        total = normalised(merge(State(first, total.l, total.O), one))
-    assert total is not None
+    total, *others = (normalised(part) for part in parts(x, x.choice))
+    first = total.m
+    for part in others:
+        total = normalised(merge(State(first, total.l, total.O), part))
     return total
 
 
-def of_first_head(x: Head) -> State:
-    """All splits in the first head, the first one in the others."""
-    return x.right("state") if x.h == 0 else next(x.states(x.choice))
+class Unmerged(NamedTuple):
+    """Splits that only some heads merge."""
+
+    cut: Cut
+    words: str  # which heads merge
+    merges: Callable[[int, int, int], bool]  # of a head, their number, and that of one key head
+    last: bool  # whether the others keep the last split, not the first
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.cut}; {self.words} merged, the others keep the {'last' if self.last else 'first'}"
+
+
+MERGING: tuple[tuple[str, Callable[[int, int, int], bool]], ...] = (
+    ("the first head is", lambda h, H, G: h == 0),
+    ("even heads are", lambda h, H, G: h % 2 == 0),
+    ("odd heads are", lambda h, H, G: h % 2 == 1),
+    ("the first heads of each key head are", lambda h, H, G: h % G == 0),
+    ("the heads of the first key head are", lambda h, H, G: h < G),
+    ("the first half of the heads are", lambda h, H, G: h < H // 2),
+)
+
+
+def partly_merged(p: Problem) -> Iterator[Unmerged]:
+    """Splits, and which heads merge them, each set of heads and what they keep once."""
+    H, found = p.heads[0], set()
+    if H < 2:
+        return
+    for cut, last in itertools.product(cuts(p), (False, True)):
+        edges = tuple(int(cut.edges(int(S))[-2 if last else 1]) for S in p.sequences[1])
+        for words, merges in MERGING:
+            key = (edges, last, tuple(merges(h, H, p.group) for h in range(H)))
+            if key not in found and not all(key[-1]):
+                found.add(key)
+                yield Unmerged(cut, words, merges, last)
+
+
+def unmerged(x: Head) -> State:
+    """All splits in some heads, one in the others."""
+    if x.choice.merges(x.h, x.problem.heads[0], x.problem.group):
+        state: State = x.right("state")
+        return state
+    first, *_, last = parts(x, x.choice.cut)
+    return last if x.choice.last else first
+
+
+def left_over(p: Problem, seen: Seen) -> list[float] | None:
+    """The one number that all log-sum-exps are; None of so few rows that any number is one."""
+    if seen.lse is None or len(seen.lse) < FEW:
+        return None
+    same = bool((seen.lse == seen.lse[0]).all() or np.isnan(seen.lse).all())
+    return [float(seen.lse[0])] if same else []
+
+
+# Rows of which one number in the place of all log-sum-exps is no chance.
+FEW = 4
 
 
 def linear_sink(x: Head) -> State:
@@ -103,8 +157,6 @@ def drops(p: Problem) -> bool:
     return p.dropout_mask is not None and p.dropout_p > 0
 
 
-SPLITS_OF = "splits of {} keys"
-
 SPLIT_BUGS = (
     Entry(
         id="F1",
@@ -112,8 +164,7 @@ SPLIT_BUGS = (
         symptom="the larger part gets too much weight",
         formula="weights e^(L log2(e))",
         links=threads("FI#2113 FI#4485 vllm#47079 sglang#35045 sglang#40903"),
-        choices=split_sizes,
-        label=SPLITS_OF,
+        choices=cuts,
         steps={"state": of_base_2},
     ),
     Entry(
@@ -149,9 +200,17 @@ SPLIT_BUGS = (
         symptom="the output is right, the log-sum-exp is not",
         formula="L = L of the last split",
         links=threads("FI#58 FI#50"),
-        choices=split_sizes,
-        label=SPLITS_OF,
+        choices=cuts,
         steps={"lse": last_split},
+    ),
+    Entry(
+        id="F6",
+        name="the merged log-sum-exp is not written: that of the first split stays",
+        symptom="the output is right, the log-sum-exp is not",
+        formula="L = L of the first split",
+        links=threads("FI@5dadb243"),
+        choices=cuts,
+        steps={"lse": first_split},
     ),
     Entry(
         id="F6",
@@ -159,28 +218,27 @@ SPLIT_BUGS = (
         symptom="wrong where more than two parts are merged",
         formula="o = (o_12 e^(L_1) + o_3 e^(L_3)) / (e^(L_1) + e^(L_3))",
         links=threads("FI@5dadb243"),
-        choices=lambda p: split_sizes(p, least=3),
-        label=SPLITS_OF,
-        steps={"state": stale_lse},
+        choices=lambda p: cuts(p, 3),
+        steps={"state": stale_merge},
     ),
     Entry(
         id="F7",
         name="splits are merged per token instead of per token and head",
         symptom="some heads are not merged",
-        formula="heads after the first keep their first split",
+        formula="only some heads, as the first, are merged; the others keep one split",
         links=threads("FI#1614"),
-        needs=lambda p: p.heads[0] > 1,
-        choices=split_sizes,
-        label=SPLITS_OF,
-        steps={"state": of_first_head},
+        choices=partly_merged,
+        steps={"state": unmerged},
     ),
     Entry(
         id="F8",
         name="the log-sum-exp is never written",
-        symptom="the output is right, the log-sum-exp is all zeros",
-        formula="lse = 0",
+        symptom="the output is right, the log-sum-exp is one number, as 0",
+        formula="lse = what was there",
         links=threads("FI#3838"),
-        steps={"lse": lambda x: np.zeros(len(x.rows))},
+        choices=lambda p: (0.0, math.nan),
+        reads=left_over,
+        steps={"lse": lambda x: np.full(len(x.rows), x.choice)},
     ),
     Entry(
         id="F9",

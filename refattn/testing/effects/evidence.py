@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from refattn.contract import Contract, Problem
 from refattn.contract.formats import half_ulp
-from refattn.contract.statistics import Noise, weights
+from refattn.contract.moments import weights
+from refattn.contract.statistics import Noise
 from refattn.masks import Mask
+from refattn.testing.effects.rows import Loudest
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -81,27 +83,28 @@ class Evidence:
     edges: Keys = field(default_factory=lambda: Keys(*np.zeros((3, len(EDGES)))))
     squares: list[tuple[Index, Floats]] = field(default_factory=list)
     keys: dict[Index, Keys] = field(default_factory=dict)
+    loudest: Loudest | None = None
     cell: Cell | None = None
     cells: int = 0
     spreads: dict[str, float] = field(default_factory=dict)
     top: float = 0.0
     seen: set[tuple[Index, int]] = field(default_factory=set)
 
-    def add(self, index: Index, problem: Problem, noise: Noise, got: Floats) -> None:
-        """Take in the errors of some rows of one head."""
+    def add(self, index: Index, problem: Problem, noise: Noise, got: Floats, expected: Floats) -> None:
+        """Take in the errors of some rows of one head; `expected` is what `mean_squares` says of them."""
         use = np.flatnonzero(noise.claim & np.isfinite(got).all(axis=1))
         of_key = (*index[:-1], index[-1] // self.members)
         use = use[[self._new(of_key, problem.query[r]) for r in use]]
         if not len(use):
             return
         error = got[use] - problem.output[use]
-        expected = noise.output[use] ** 2 + noise.output_bias[use] ** 2
-        expected += half_ulp(problem.output[use], self.contract.output) ** 2 / 3
+        expected = expected[use]
         w = np.where(expected > 0, 1 / np.maximum(expected, 1e-300), 0.0)
         self.top = max(self.top, float(np.abs(problem.lse[use]).max()))
         for name, spread in noise.spreads.items():
             self.spreads[name] = min(self.spreads.get(name, math.inf), float(np.median(spread[use])))
         self.squares.append((index, (error**2 * w).mean(axis=1)))
+        self._hear(index, problem, use, error, expected, noise)
         self.names = (*noise.slopes, "gain")
         g = np.stack([*(noise.slopes[name][use] for name in noise.slopes), problem.output[use]], axis=1)
         products = g @ np.swapaxes(w[:, None] * np.concatenate([g, error[:, None]], axis=1), 1, 2)
@@ -110,7 +113,7 @@ class Evidence:
         along, norm = products[:, :, -1].sum(axis=0), products[:, :, :-1].sum(axis=0)
         if np.isfinite(along).all() and np.isfinite(norm).all():
             error = error - np.einsum("n,rnc->rc", np.linalg.pinv(norm, hermitian=True) @ along, g)
-        rows = _rows(problem, use)
+        rows = rows_of(problem, use)
         whitened = _whitened(rows, error, expected)
         if whitened is None:
             return
@@ -120,6 +123,28 @@ class Evidence:
             self.edges.norm[n] += along.norm.sum()
             self.edges.variance[n] += UNEVEN_KEY**2 * (along_keys * along.norm).sum()
         self._keys(of_key, index, rows, noise.normal[use], whitened, along_keys)
+
+    def _hear(
+        self,
+        index: Index,
+        problem: Problem,
+        use: npt.NDArray[np.intp],
+        error: Floats,
+        expected: Floats,
+        noise: Noise,
+    ) -> None:
+        """Keep the loudest row."""
+        if not error.shape[1]:
+            return
+        bias = noise.output_bias[use]
+        variance = expected - bias**2
+        beyond = np.maximum(np.abs(error) - bias, 0.0)
+        means = np.where(variance > 0, beyond**2 / np.maximum(variance, 1e-300), 0.0).mean(axis=1)
+        r = int(means.argmax())
+        if self.loudest is None or means[r] > self.loudest.mean:
+            at = use[r]
+            of_row = problem.output[at], float(problem.lse[at]), np.sqrt(np.maximum(variance[r], 0.0))
+            self.loudest = Loudest(float(means[r]), index, int(problem.rows[at]), *of_row)
 
     def _new(self, of_key: Index, query: Floats) -> bool:
         """Whether no row of the key head had this query: equal queries make equal errors."""
@@ -197,7 +222,14 @@ class _Whitened:
         return np.where(known, X, np.float32(0)), np.where(known, self.row**2 * D, np.float32(0))
 
 
-def _rows(problem: Problem, use: npt.NDArray[np.intp]) -> Problem:
+def mean_squares(contract: Contract, noise: Noise, problem: Problem) -> Floats:
+    """Mean squares of what rounding does to the output, (R, Ev)."""
+    with np.errstate(all="ignore"):
+        half = half_ulp(problem.output, contract.output)
+        return np.asarray(noise.output**2 + noise.output_bias**2 + half**2 / 3)
+
+
+def rows_of(problem: Problem, use: npt.NDArray[np.intp]) -> Problem:
     """The problem of some of its rows."""
     return Problem(
         problem.query[use], problem.key, problem.value, problem.score, problem.rows[use], problem.output[use],
@@ -240,29 +272,38 @@ def _noise_along_values(rows: Problem, white: _Whitened) -> Floats:
 
 def _edges(rows: Problem, white: _Whitened) -> Iterator[tuple[int, Along]]:
     """Errors along the weights of keys beside the first and the last one that a row sees, as if there were no mask."""
-    mask, (L, S) = rows.score.mask, rows.score.lengths
-    ends = mask.interval(L, S) if isinstance(mask, Mask) else None
-    if ends is None:
-        return
-    first, stop = (np.broadcast_to(np.asarray(x), (L,))[rows.rows] for x in ends)
-    for n, (end, d) in enumerate(EDGES):
-        key = (stop if end == "last" else first) + d
-        # An end of all keys is no edge of the mask.
-        there = (key >= 0) & (key < S) & ((stop < S) | (end == "first")) & ((first > 0) | (end == "last"))
-        there &= stop > first
-        if not there.any():
+    for n in range(len(EDGES)):
+        at, key = beside(rows, n)
+        if not len(at):
             continue
-        at = np.flatnonzero(there)
-        some = _rows(rows, at)
-        unique, which = np.unique(key[at], return_inverse=True)
+        some = rows_of(rows, at)
+        unique, which = np.unique(key, return_inverse=True)
         X, D, P = (np.zeros(len(rows.rows)) for _ in range(3))
         part = _Whitened(white.center, white.column, white.row[at], white.error[at], white.output[at])
         K, V = rows.key[unique][which], rows.value[unique][which]
         X[at], D[at] = _rowwise(part, V)
-        P[at] = _weights_without_mask(some, K, key[at])
+        P[at] = weights_without_mask(some, K, key)
         usable = np.isfinite(P) & np.isfinite(X) & np.isfinite(D) & (P < 10)
         P = np.where(usable, P, 0.0)
         yield n, Along(np.where(usable, P * X, 0.0), np.where(usable, P * P * D, 0.0))
+
+
+def beside(rows: Problem, edge: int, *, whole: bool = False) -> tuple[npt.NDArray[np.intp], Ints]:
+    """Which rows have a key beside an end of the keys that they see, as EDGES counts it, and that key.
+
+    An end of all keys is no edge of the mask, except where it is taken as a `whole`.
+    """
+    mask, (L, S) = rows.score.mask, rows.score.lengths
+    ends = mask.interval(L, S) if isinstance(mask, Mask) else None
+    if ends is None:
+        return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.int64)
+    end, d = EDGES[edge]
+    first, stop = (np.broadcast_to(np.asarray(x), (L,))[rows.rows] for x in ends)
+    key = (stop if end == "last" else first) + d
+    there = (key >= 0) & (key < S)
+    there &= whole | (stop < S if end == "last" else first > 0)
+    at = np.flatnonzero(there & (stop > first))
+    return at, key[at]
 
 
 def _rowwise(white: _Whitened, V: Floats) -> tuple[Floats, Floats]:
@@ -272,7 +313,7 @@ def _rowwise(white: _Whitened, V: Floats) -> tuple[Floats, Floats]:
     return row * (white.error * apart).sum(axis=1), row**2 * (apart**2).sum(axis=1)
 
 
-def _weights_without_mask(rows: Problem, K: Floats, keys: Ints) -> Floats:
+def weights_without_mask(rows: Problem, K: Floats, keys: Ints) -> Floats:
     """Weight that one key of each row would have if the row saw it, (R,)."""
     score, (L, S) = rows.score, rows.score.lengths
     s = np.einsum("ij,ij->i", rows.query, K) * score.scale

@@ -10,17 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from refattn._call import Call
 from refattn._core.score import Score
 from refattn.contract import Contract, errors
 from refattn.contract.formats import FORMATS, unit
 from refattn.contract.statistics import sigmas
-from refattn.testing.effects.evidence import EDGES, LARGEST, Evidence, Keys
-from refattn.testing.explanation import Explanation
+from refattn.testing.effects.evidence import (
+    EDGES,
+    LARGEST,
+    Evidence,
+    Index,
+    Keys,
+    beside,
+    rows_of,
+    weights_without_mask,
+)
+from refattn.testing.effects.explaining import LOUD, SCALARS, Change, Rows, Size, Wrong, reweighed
+from refattn.testing.effects.heads import heads
+from refattn.testing.effects.record import EXPLAINS, Effect
+from refattn.testing.effects.rows import row_noise
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,66 +47,37 @@ KINDS = 8
 FEWEST_ROWS = 8.0
 # Least change of a key's weight that is worth a word, where the contract would let less be seen.
 LEAST_KEY, LEAST_CELL, LEAST_EDGE = 0.01, 0.3, 0.1
-# Noise this much above what the contract explains is reported.
-LEAST_NOISE = 1.25
 # Effects in a verdict; one that is much weaker than the strongest is most likely its shadow.
 MOST, SHADOW = 4, 0.35
 LOG2E = math.log2(math.e)
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Effect:
-    """One thing that errors have in common, and that the contract does not explain.
+class Found(NamedTuple):
+    """An effect, and what its size would make of the rows of any call; None where that cannot be said."""
 
-    Parameters
-    ----------
-    name : str
-        What was tested: "scale", "gain", "softcap", "bias", "key", "cell", "edge", "noise" or "element".
-    beta : float
-        Size: the relative error of the scale or output; the relative change of a key's weight, -1 for a lost one.
-    sigmas : float
-        How many standard errors of its estimate `beta` is from 0.
-    allowed : float
-        How many the contract and the number of tests allow.
-    where : str
-        Heads, rows and keys that are concerned.
-    text : str
-        All of it in a line.
-    bug : str or None
-        Id of a bug of refattn's catalogue that has this size. It is of first order: of errors beyond the proven bound,
-        whose cause may be another one, `check_kernel` takes the size and leaves the bug out.
-    """
-
-    name: str
-    beta: float
-    sigmas: float
-    allowed: float
-    where: str
-    text: str
-    bug: str | None = None
-
-    @property
-    def explanation(self) -> Explanation:
-        """The effect among the explanations of other instruments."""
-        name, _, effect = self.text.partition(": ")
-        return Explanation(
-            bug=self.bug,
-            name=name,
-            where=self.where,
-            effect=effect,
-            instrument="score test",
-            strength=self.sigmas,
-        )
+    effect: Effect
+    change: Change | None
 
 
-def effects(evidence: Evidence, score: Score, E: int) -> tuple[Effect, ...]:
-    """What the evidence shows, strongest first."""
-    found = [*_scalars(evidence, score, E), *_edges(evidence, score), *_noise(evidence)]
+def effects(evidence: Evidence, score: Score, wrong: Wrong) -> list[Found]:
+    """What the evidence shows, strongest first; `wrong` are rows whose errors rounding does not explain."""
+    E = wrong.call.query.shape[-1]
+    read = heads(wrong, evidence.alpha)
+    found = [*_scalars(evidence, score, E, wrong), *_edges(evidence, score, wrong), *_noise(evidence)]
     # A key that is wrong in all rows is wrong in one as well.
     found += list(_keys(evidence, score)) or list(_cell(evidence, score))
-    found.sort(key=lambda effect: -effect.sigmas)
-    return tuple(effect for effect in found if effect.sigmas >= SHADOW * found[0].sigmas)[:MOST]
+    found.sort(key=lambda each: -each.effect.sigmas)
+    found = [each for each in found if each.effect.sigmas >= SHADOW * found[0].effect.sigmas]
+    if read is not None:
+        # What another head gives is no small change: other sizes are what it looks like.
+        whole = not wrong.large or wrong.explained(read[1], read[0].beta) >= EXPLAINS
+        found = [Found(*read)] if whole else [Found(*read), *found]
+    elif not found:
+        rows = sum(len(squares) for _, squares in evidence.squares)
+        row = row_noise(wrong.call, evidence.loudest, rows, evidence.alpha)
+        found += [] if row is None else [Found(row, None)]
+    return found[:MOST]
 
 
 def floors(
@@ -120,10 +106,14 @@ def floors(
     gain = 16 * u + u_p * (1.0 if cut or stored else 1 / 32) + tensor * (S / 2 + 2 * math.ceil(S / h))
     gain += contract.merges * float(errors.merge_error(contract, top, S))
     tanh_error = 0.0 if score.softcap is None else 4 * u * contract.tanh_ulp
+    # A row's largest weight is an exponential of 0: its rounding may take the error of that away, in all rows alike.
+    gain += min(exp_error, u_p)
     # The sink's weight does not have what all others have in common.
     gain += 0.0 if score.sink is None else exp_error + drift
     # Rounded keys and values are wrong in all rows alike: that is no scatter, and may lie along any key or output.
     shared = math.inf if {"key", "value"} & set(contract.rounded) else 0.0
+    # Keys of much weight have most of what a rounded query does to scores, which is by their size.
+    stored += operands.get("query", 0.0)
     key = max(LEAST_KEY, 4 * u_p + 4 * exp_error + drift + 4 * stored * max(1.0, top) + 4 * casts)
     return {
         "scale": product + absolute / max(spreads.get("scale", 1.0), 1e-300),
@@ -150,27 +140,28 @@ def element(error: float, sigma: float, bias: float, z: float, where: str) -> Ef
     )
 
 
-def _scalars(evidence: Evidence, score: Score, E: int) -> Iterator[Effect]:
+def _scalars(evidence: Evidence, score: Score, E: int, wrong: Wrong) -> Iterator[Found]:
     """The scale, the gain, the softcap and the bias: of all heads together, and where there is nothing, of each."""
     heads = sorted({index for index, _, _ in evidence.scalars})
     z = sigmas(len(evidence.names) * (len(heads) + 1), evidence.alpha)
-    found = _scalars_of(evidence, heads, z, f"all {len(heads)} heads" if len(heads) > 1 else _head(heads[0]), score, E)
+    where = f"all {len(heads)} heads" if len(heads) > 1 else _head(heads[0])
+    found = _scalars_of(evidence, heads, z, where, score, E, wrong)
     if found or len(heads) == 1:
         yield from found
         return
     for head in heads:
-        yield from _scalars_of(evidence, [head], z, _head(head), score, E)
+        yield from _scalars_of(evidence, [head], z, _head(head), score, E, wrong)
 
 
 def _scalars_of(
-    evidence: Evidence, heads: list[tuple[int, ...]], z: float, where: str, score: Score, E: int
-) -> list[Effect]:
+    evidence: Evidence, heads: list[Index], z: float, where: str, score: Score, E: int, wrong: Wrong
+) -> list[Found]:
     """All sizes at once, each in what the others leave."""
     allowed = floors(evidence.contract, score, E, evidence.spreads, evidence.top)
     chosen = [(error, products) for index, error, products in evidence.scalars if index in heads]
     error, products = (np.concatenate(x) for x in zip(*chosen, strict=True))
     fits = _fits(error, products)
-    found = []
+    found: list[Found] = []
     for name, fit in zip(evidence.names, fits, strict=True):
         # Sizes are of first order: of a large one, its square is left to the others.
         rest = max([other.beta**2 for other in fits if other is not fit and other.deviation > 0], default=0.0)
@@ -178,7 +169,8 @@ def _scalars_of(
             continue
         room = _student(z, fit.freedom) + (allowed[name] + 4 * rest) / fit.deviation
         if abs(fit.beta) / fit.deviation > room:
-            found.append(_scalar(name, fit, room, where, E))
+            size = wrong.fitted(SCALARS[name], fit.beta) if wrong.large else None
+            found.append(Found(_scalar(name, fit, room, where, E, size), SCALARS[name]))
     return found
 
 
@@ -214,11 +206,13 @@ def _student(z: float, freedom: float) -> float:
     return math.sqrt(freedom * math.expm1(min(600.0, z * z / (freedom - 0.5))))
 
 
-def _scalar(name: str, fit: _Fit, allowed: float, where: str, E: int) -> Effect:
-    """The effect in words."""
+def _scalar(name: str, fit: _Fit, allowed: float, where: str, E: int, size: Size | None) -> Effect:
+    """The effect in words; of a size that explains errors beyond the proven bound, that size."""
+    exact = size is not None and size.share >= EXPLAINS
+    beta = size.beta if size is not None and exact else fit.beta
     what = {"scale": "logits", "gain": "output", "softcap": "softcap", "bias": "bias"}[name]
     found = abs(fit.beta) / fit.deviation
-    text, bug = f"{what} times {1 + fit.beta:.4f}: {found:.0f} sigma", None
+    text, bug = f"{what} times {1 + beta:.4f}: {found:.0f} sigma", None
     if name == "scale":
         for factor, cause, of_catalogue in (
             (math.sqrt(E / (E + 1)), f"1/sqrt({E + 1}) instead of 1/sqrt({E})", "C4"),
@@ -227,15 +221,18 @@ def _scalar(name: str, fit: _Fit, allowed: float, where: str, E: int) -> Effect:
             (1.4453125 / LOG2E, "log2(e) in bfloat16", "B16"),
             (math.log(2), "exponentials of base 2", "C1"),
         ):
-            # beta is a first-order estimate: off by about its square.
-            room = 5 * fit.deviation + 0.02 * abs(factor - 1) + (factor - 1) ** 2
-            if abs(1 + fit.beta - factor) <= room:
+            # A size of first order is off by about its square.
+            room = 5 * fit.deviation + 0.02 * abs(factor - 1) + (0.0 if exact else (factor - 1) ** 2)
+            if abs(1 + beta - factor) <= room:
                 text, bug = f"{text}, as of {cause}", of_catalogue
                 break
-    return Effect(name=name, beta=fit.beta, sigmas=found, allowed=allowed, where=where, text=text, bug=bug)
+    share = None if size is None else size.share
+    return Effect(
+        name=name, beta=beta, sigmas=found, allowed=allowed, where=where, text=text, bug=bug, explained=share
+    )  # fmt: skip
 
 
-def _edges(evidence: Evidence, score: Score) -> Iterator[Effect]:
+def _edges(evidence: Evidence, score: Score, wrong: Wrong) -> Iterator[Found]:
     """Keys beside the ends of what the mask lets a row see."""
     floor = floors(evidence.contract, score, 1, evidence.spreads, evidence.top)["edge"]
     z = sigmas(len(EDGES), evidence.alpha)
@@ -248,18 +245,43 @@ def _edges(evidence: Evidence, score: Score) -> Iterator[Effect]:
     away = -d if d < 0 else d + 1
     place = f"{'inside' if inside else 'outside'} the mask's {'right' if end == 'last' else 'left'} end"
     found = abs(beta) / deviation
-    yield Effect(
+    # Rows that see the last key may have this end, or none.
+    changes = [partial(_of_edge, n, whole) for whole in (False, True)]
+    sizes = [wrong.fitted(change, beta) for change in changes] if wrong.large else [None]
+    change, size = max(zip(changes, sizes, strict=False), key=lambda each: each[1].share if each[1] else 0.0)
+    if size is not None and size.share >= EXPLAINS:
+        beta = size.beta
+    effect = Effect(
         name="edge",
         beta=beta,
         sigmas=found,
         allowed=z + floor / deviation,
         where=f"{away} key{'s' * (away > 1)} {place}",
-        text=f"the key {away} {place} has its weight times {inside + beta:.3f}: {found:.0f} sigma",
-        bug="A4",
+        text=f"the key {away} {place} has its weight times {max(0.0, inside + beta):.3f}: {found:.0f} sigma",
+        bug=None if _anchored(score) and end == "last" else "A4",
+        explained=None if size is None else size.share,
     )
+    yield Found(effect, change)
 
 
-def _keys(evidence: Evidence, score: Score) -> Iterator[Effect]:
+def _anchored(score: Score) -> bool:
+    """Whether a mask whose rows end a key off may be one that counts from the other corner."""
+    return abs(score.lengths[1] - score.lengths[0]) == 1
+
+
+def _of_edge(edge: int, whole: bool, call: Call, rows: Rows, beta: float) -> Floats:
+    """Change of the output where the keys beside an end of the mask get beta of their weight more."""
+    problem = rows.problem(call)
+    at, keys = beside(problem, edge, whole=whole)
+    change = np.zeros_like(rows.output)
+    if len(at):
+        some = rows_of(problem, at)
+        K, V = problem.key[keys], problem.value[keys]
+        change[at] = reweighed(some, weights_without_mask(some, K, keys), V, beta)
+    return change
+
+
+def _keys(evidence: Evidence, score: Score) -> Iterator[Found]:
     """The key whose weight is wrong in all rows."""
     floor = floors(evidence.contract, score, 1, evidence.spreads, evidence.top)["key"]
     z = sigmas(sum(len(keys.norm) for keys in evidence.keys.values()), evidence.alpha)
@@ -283,7 +305,7 @@ def _keys(evidence: Evidence, score: Score) -> Iterator[Effect]:
             text=f"key {j} {word}: weight off by {beta:+.3f} of itself, {found:.0f} sigma",
         )
     if chosen is not None:
-        yield chosen
+        yield Found(chosen, None)
 
 
 def _best(keys: Keys, floor: float, z: float) -> tuple[int, float, float] | None:
@@ -298,14 +320,14 @@ def _best(keys: Keys, floor: float, z: float) -> tuple[int, float, float] | None
     return n, float(beta[n]), float(deviation[n])
 
 
-def _cell(evidence: Evidence, score: Score) -> Iterator[Effect]:
+def _cell(evidence: Evidence, score: Score) -> Iterator[Found]:
     """One weight of one row."""
     cell = evidence.cell
     z = sigmas(max(1, evidence.cells), evidence.alpha)
     floor = floors(evidence.contract, score, 1, evidence.spreads, evidence.top)["cell"]
     if cell is None or not (1 - floor / abs(cell.beta)) * cell.sigmas > z:
         return
-    yield Effect(
+    effect = Effect(
         name="cell",
         beta=cell.beta,
         sigmas=cell.sigmas,
@@ -313,9 +335,10 @@ def _cell(evidence: Evidence, score: Score) -> Iterator[Effect]:
         where=f"{_head(cell.head)}, row {cell.row}, key {cell.key}",
         text=f"one weight of one row is off by {cell.beta:+.3g} of itself: {cell.sigmas:.0f} sigma",
     )
+    yield Found(effect, None)
 
 
-def _noise(evidence: Evidence) -> Iterator[Effect]:
+def _noise(evidence: Evidence) -> Iterator[Found]:
     """More noise than the contract's formats make."""
     squares = np.concatenate([np.zeros(0), *(x for _, x in evidence.squares)])
     if len(squares) < FEWEST_ROWS + 1:
@@ -323,17 +346,18 @@ def _noise(evidence: Evidence) -> Iterator[Effect]:
     mean = float(squares.mean())
     deviation = max(float(squares.std(ddof=1)) / math.sqrt(len(squares)), 1e-300)
     z = _student(sigmas(1, evidence.alpha), len(squares) - 1.0)
-    if not mean - LEAST_NOISE**2 > z * deviation:
+    if not mean - LOUD**2 > z * deviation:
         return
     found = (mean - 1) / deviation
-    yield Effect(
+    effect = Effect(
         name="noise",
         beta=math.sqrt(mean),
         sigmas=found,
-        allowed=z + (LEAST_NOISE**2 - 1) / deviation,
+        allowed=z + (LOUD**2 - 1) / deviation,
         where=f"all {len({index for index, _ in evidence.squares})} heads",
         text=f"errors are {math.sqrt(mean):.2f} times what rounding explains: {found:.0f} sigma",
     )
+    yield Found(effect, None)
 
 
 def _head(index: tuple[int, ...]) -> str:

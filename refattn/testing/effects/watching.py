@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,18 @@ from refattn._call import Call
 from refattn.contract import Bound, Contract
 from refattn.contract.statistics import ALPHA, applies, sigmas, softmax_noise, statistical_bound
 from refattn.testing.effects import measuring as effects
-from refattn.testing.effects.evidence import Evidence
-from refattn.testing.effects.measuring import Effect
+from refattn.testing.effects.evidence import Evidence, mean_squares
+from refattn.testing.effects.explaining import Wrong
+from refattn.testing.effects.measuring import Found
+from refattn.testing.effects.record import Effect
 from refattn.testing.verdict.judge import Compared, Part, Right
 from refattn.testing.verdict.sampling import Rows
 
 Floats = npt.NDArray[np.float64]
+
+
+# Effects that name a key: they are none's shadow that explains all else.
+OWN = ("key", "cell")
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,25 @@ class Statistics:
 
     def effects(self, *, proven: bool) -> tuple[Effect, ...]:
         """What the errors have in common; a single number too large only where all are within the proven bound."""
-        found = [effect for of_call in self.found for effect in of_call.effects()]
+        found = [self._explained(one, of_call) for of_call in self.found for one in of_call.effects()]
         worst = self.worst
         if proven and worst is not None and worst.share > 1:
             found.append(effects.element(worst.error, worst.sigma, worst.bias, self.z, worst.where))
+        if any(effect.explained is not None and effect.causes for effect in found):
+            found = [effect for effect in found if effect.causes and (effect.explained or effect.name in OWN)]
         found.sort(key=lambda effect: -effect.sigmas)
         return tuple(found[: effects.MOST])
+
+    def _explained(self, found: Found, of_call: _OfCall) -> Effect:
+        """The effect with the least share that it explains of the errors of any call."""
+        effect, change = found
+        if change is None:
+            return effect
+        known = effect.explained
+        calls = [other.wrong for other in self.found if other.wrong.large and (other is not of_call or known is None)]
+        shares = [] if known is None else [known]
+        shares += [wrong.explained(change, effect.beta) for wrong in calls]
+        return replace(effect, explained=min(shares, default=None))
 
 
 @dataclass(eq=False)
@@ -77,6 +96,7 @@ class _OfCall:
         score, E = self.call.score, self.call.query.shape[-1]
         assert score.groups is not None
         self.evidence: Evidence | None = None
+        self.wrong = Wrong(self.call)
         if applies(self.all.contract, score):
             least = effects.floors(self.all.contract, score, E)["cell"]
             alpha = ALPHA / effects.KINDS / len(self.all.cases)
@@ -88,6 +108,8 @@ class _OfCall:
             return
         contract, problem = self.all.contract, right.problem
         noise = softmax_noise(contract, problem)
+        expected = mean_squares(contract, noise, problem)
+        self.wrong.add(part, right, noise, expected)
         if not noise.claim.any():
             return
         proven = Bound(right.output_bound, right.lse_bound)
@@ -95,13 +117,13 @@ class _OfCall:
         self._worst(part, part.output, bound.output, noise.output, noise.output_bias, noise.claim)
         if part.lse is not None and right.natural:
             self._worst(part, part.lse, bound.lse, noise.lse, noise.lse_bias, noise.claim)
-        self.evidence.add(part.index, problem, noise, part.output.got)
+        self.evidence.add(part.index, problem, noise, part.output.got, expected)
 
-    def effects(self) -> tuple[Effect, ...]:
+    def effects(self) -> list[Found]:
         """What the errors of the call have in common."""
         if self.evidence is None or not self.evidence.squares:
-            return ()
-        return effects.effects(self.evidence, self.call.score, self.call.query.shape[-1])
+            return []
+        return effects.effects(self.evidence, self.call.score, self.wrong)
 
     def _worst(
         self, part: Part, compared: Compared, bound: Floats, sigma: Floats, bias: Floats, claim: npt.NDArray[np.bool_]

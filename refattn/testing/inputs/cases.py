@@ -15,7 +15,7 @@ from refattn._core.arrays import Array, is_array, round_to, to_numpy
 from refattn._core.checks import check_choice, check_integer
 from refattn.testing.inputs import batches
 from refattn.testing.inputs.batches import Batch
-from refattn.testing.inputs.problems import DROPPED, LAW, Inputs, input_dtype, unvaried
+from refattn.testing.inputs.problems import DROPPED, LAW, Inputs, operand_dtypes, unvaried
 from refattn.testing.spec import LAWS, KernelSpec
 
 # What a case may ask a kernel for: what says something of each cell (L, S), of which a case asks for one, and the rest.
@@ -183,8 +183,13 @@ class Limits:
 
     def edges(self, axis: int) -> list[int]:
         """Those on both sides of tile edges."""
-        near = {tile + d for tile in TILES for d in (-1, 0, 1)}
-        return [n for n in self.sizes(axis) if n in near]
+        return near_edges(self.sizes(axis))
+
+    @property
+    def cells(self) -> int:
+        """Queries times keys of the smallest pair."""
+        low, S = (self.side(axis)[0] for axis in (0, 1))
+        return max(low, S) ** 2 if self.square else low * S
 
     def allow(self, L: int, S: int) -> bool:
         """Whether a pair lies within the limits."""
@@ -193,16 +198,16 @@ class Limits:
         return L in self.sizes(0) and S in self.sizes(1)
 
 
+def near_edges(sizes: Sequence[int]) -> list[int]:
+    """The sizes at the edges of tiles: one less, whole, and one more."""
+    near = {tile + d for tile in TILES for d in (-1, 0, 1)}
+    return [n for n in sizes if n in near]
+
+
 def limits(spec: KernelSpec) -> Limits:
     """The lengths that a spec allows: where the kernel is causal by flag, those with L = S."""
     pairs = [(L, S) for L, S in spec.lengths if L == S or not spec.arguments(L, S).get("is_causal", False)]
     return Limits(tuple(pairs))
-
-
-def operand_dtypes(spec: KernelSpec) -> list[str]:
-    """The dtypes of query, key and value."""
-    contract = spec.numerics()
-    return [input_dtype(name) for name in (contract.query, contract.key, contract.value)]
 
 
 def put_together(spec: KernelSpec, q: Any, k: Any, v: Any, asked: dict[str, Any], batch: Batch | None = None) -> Inputs:
@@ -270,6 +275,8 @@ def captured(spec: KernelSpec, query: Array, key: Array, value: Array, **asked: 
     for name in asked:
         if name not in spec.accepts:
             raise ValueError(f"captured: the kernel must accept each argument; got {name}, which it does not.")
+        if name == "descale":
+            raise ValueError("captured: descale must be left out; got factors. Pass what layouts.dequantise returns.")
     arrays = {name: to_numpy(x) if is_array(x) else x for name, x in asked.items()}
     for name, x in arrays.items():
         if name in ("mask", "bias", "dropout_mask"):

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refattn import data, masks
+from refattn import data, layouts, masks
 from refattn._core.arrays import round_to
+from refattn._core.descale import QUANTISED
 from refattn.testing.inputs import batches
 from refattn.testing.inputs.batches import Batch
-from refattn.testing.spec import ARGUMENTS, DROPOUT, LAWS, TABLES, KernelSpec
+from refattn.testing.spec import ARGUMENTS, LAWS, TABLES, KernelSpec
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
@@ -64,6 +65,12 @@ class NotRun:
     reason: str
 
 
+def operand_dtypes(spec: KernelSpec) -> list[str]:
+    """The dtypes of query, key and value."""
+    contract = spec.numerics()
+    return [input_dtype(name) for name in (contract.query, contract.key, contract.value)]
+
+
 def input_dtype(name: str) -> str:
     """The dtype of arrays whose values a format is read from."""
     return "float32" if name == "tf32" else name
@@ -96,8 +103,8 @@ def plan(spec: KernelSpec, *, quick: bool, seed: int) -> Iterator[Problem | NotR
     for name in spec.accepts:
         if name in TABLES:
             yield from _problems(spec, name, "coded", shapes[-1:] if quick else _thin(shapes), seed)
-        elif name not in (*ARGUMENTS, *DROPOUT):
-            yield NotRun(name, f"{name} is not varied yet")
+    if "descale" in spec.accepts:
+        yield from _quantised(spec, shapes[-1:] if quick else _thin(shapes), seed)
 
 
 def _shapes(spec: KernelSpec) -> list[Shape]:
@@ -151,6 +158,27 @@ def _of_argument(spec: KernelSpec, name: str, shapes: list[Shape], seed: int) ->
     yield from _problems(spec, name, "normal", shapes, seed, name)
 
 
+def _quantised(spec: KernelSpec, shapes: list[Shape], seed: int) -> Iterator[Problem | NotRun]:
+    """Problems whose operands have factors; there are batches of several entries among them, which differ."""
+    if wide := [name for name in operand_dtypes(spec) if name not in QUANTISED]:
+        yield NotRun("descale", f"products of {wide[0]} operands and factors are not exact")
+        return
+    blocks = spec.stored.descale
+    size = math.lcm(*(tokens or 1 for tokens, _ in blocks))
+    if spec.tables and size > 1:
+        yield NotRun("descale", "sequences of lengths of their own have no blocks of one size")
+        return
+    shapes = [
+        (max(B, 2), (-(-L // size) * size, -(-S // size) * size), dims)
+        for B, (L, S), dims in shapes
+        if all(n % (features or 1) == 0 for n, (_, features) in zip((dims[0], *dims), blocks, strict=True))
+    ]
+    if not shapes:
+        yield NotRun("descale", "blocks of features divide none of dims")
+        return
+    yield from _problems(spec, "descale", "normal", shapes, seed, "descale")
+
+
 def _captured(spec: KernelSpec, seed: int) -> Problem | NotRun:
     """The real capture, as far as its shapes fit."""
     capture = data.smollm2()
@@ -184,17 +212,37 @@ def inputs(spec: KernelSpec, problem: Problem) -> Inputs:
         batch = Batch(queries, keys, problem.seed[-1])
         if problem.check == "block_table":
             batch = batches.with_prefix(spec, batch, drawn)
-    contract = spec.numerics()
-    names = [input_dtype(name) for name in (contract.query, contract.key, contract.value)]
+    factors = None
+    if problem.varied == "descale":
+        factors = [_factors(rng, x, block) for x, block in zip(drawn, spec.stored.descale, strict=True)]
+        drawn = [x / multiplied(np.ones_like(x, np.int8), f) for x, f in zip(drawn, factors, strict=True)]
+    names = operand_dtypes(spec)
     q, k, v = (round_to(x, name, np) for x, name in zip(drawn, names, strict=True))
     arguments, passed = spec.arguments(L, S), unvaried(spec, problem.dims[0])
     if problem.varied == "dropout_mask":
         passed["dropout_p"] = arguments["dropout_p"] = DROPPED
-    if problem.varied is not None:
+    if factors is not None:
+        passed["descale"] = arguments["descale"] = tuple(factors)
+    elif problem.varied is not None:
         value = _varied(problem, rng, (len(q), H, L, S), names[0])
         passed[problem.varied] = value
         arguments[problem.varied] = masks.array(value) if problem.varied == "mask" and batch is None else value
     return Inputs(q, k, v, arguments, passed, batch)
+
+
+def _factors(rng: Rng, x: Array, block: tuple[int | None, int | None]) -> Array:
+    """A float32 factor from 1/4 to 4 for each batch entry, head and block, (B, heads, blocks), or one axis more."""
+    counts = tuple(1 if size is None else n // size for n, size in zip(x.shape[-2:], block, strict=True))
+    shape = (*x.shape[:2], *(counts if block[1] is not None else counts[:1]))
+    return np.exp2(rng.uniform(-2.0, 2.0, shape)).astype(np.float32)
+
+
+def multiplied(x: Array, factor: Array) -> Array:
+    """An operand times its factors, in float64."""
+    factor = factor if factor.ndim == x.ndim else factor[..., None]
+    tokens, features = (size // n for size, n in zip(x.shape[-2:], factor.shape[-2:], strict=True))
+    whole: Array = layouts.dequantise(x, factor, (tokens, features))
+    return whole
 
 
 def unvaried(spec: KernelSpec, E: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from refattn.testing.laws.calls import (
 from refattn.testing.laws.cells import (
     check_causality,
     check_key_permutation,
+    check_logit_shift,
     check_masked_nan,
     check_split_merge,
     check_value_linearity,
@@ -42,6 +43,7 @@ __all__ = (
     "check_inputs_untouched",
     "check_key_permutation",
     "check_layouts",
+    "check_logit_shift",
     "check_lse",
     "check_masked_nan",
     "check_nan_containment",
@@ -61,6 +63,7 @@ CHECKS: tuple[Law, ...] = (
     check_causality,
     check_masked_nan,
     check_key_permutation,
+    check_logit_shift,
     check_head_independence,
     check_batch_independence,
     check_nan_containment,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +12,9 @@ import numpy.typing as npt
 
 from refattn._core.arrays import quiet, round_to
 from refattn.contract.formats import FORMATS, unit
-from refattn.testing.inputs.cases import limits, operand_dtypes
+from refattn.testing.inputs.cases import Case, asked_of, limits, put_together
 from refattn.testing.inputs.cutting import cut
-from refattn.testing.inputs.problems import Inputs
+from refattn.testing.inputs.problems import Inputs, operand_dtypes
 from refattn.testing.laws.calls import random_of
 from refattn.testing.laws.observing import (
     NotApplicable,
@@ -20,14 +22,16 @@ from refattn.testing.laws.observing import (
     Seen,
     hold,
     hold_results,
+    later,
     observe,
     right_values,
     visible,
 )
-from refattn.testing.laws.stating import free, law, masked, masking, without
+from refattn.testing.laws.stating import cells_of, computes, free, law, masked, masking, without
 from refattn.testing.spec import KernelSpec
 
-CELLS = ("mask", "bias", "dropout_mask")
+# How far scores are moved: past where exp overflows in float32, so that a maximum that is not subtracted shows.
+SHIFT = 128.0
 
 
 def _unseen(spec: KernelSpec, given: Inputs) -> tuple[int, npt.NDArray[np.bool_]]:
@@ -53,10 +57,10 @@ def _replaced(spec: KernelSpec, given: Inputs, first: int, key: Any, value: Any)
     return replace(given, key=k, value=v)
 
 
-def _allowance(spec: KernelSpec, given: Inputs) -> Right | None:
+def _allowance(spec: KernelSpec, given: Inputs) -> Callable[[], Right] | None:
     """How far a row may move by what it does not see: not at all, but where others have a say in what is subtracted."""
     contract = spec.numerics()
-    return right_values(spec, given) if contract.ahead or contract.lazy else None
+    return later(spec, given) if contract.ahead or contract.lazy else None
 
 
 @law(masking, masked)
@@ -95,7 +99,7 @@ def check_key_permutation(spec: KernelSpec, given: Inputs) -> None:
         raise NotApplicable("is_causal tells keys apart by place")
     order = random_of(given).permutation(given.key.shape[2])
     moved = cut(spec, given, keys=order)
-    base, right = observe(spec, given), right_values(spec, given)
+    base, right = observe(spec, given), later(spec, given)
     hold_results(observe(spec, moved), base, right, changed="the keys in another order change the result")
 
 
@@ -123,10 +127,73 @@ def check_value_linearity(spec: KernelSpec, given: Inputs) -> None:
     hold("output", base.output, total, bound + 2.0**-52 * np.abs(total), changed=changed)
 
 
+def _shifts(spec: KernelSpec) -> str | None:
+    """Why adding to the scores of a row is not free in this kernel."""
+    always = computes(spec, "softcap", "sinks")
+    if always:
+        return f"it always computes with {' and '.join(always)}, which a constant in the scores does not leave alone"
+    return None
+
+
+def _with_bias(spec: KernelSpec, case: Case) -> Case:
+    """A case without sinks and softcap, every other one with a bias where the kernel takes one."""
+    case = without("softcap", "sinks")(spec, case)
+    return case.asking("bias") if "bias" in cells_of(spec) and case.seed % 2 else case
+
+
+@law(_shifts, _with_bias)
+def check_logit_shift(spec: KernelSpec, given: Inputs) -> None:
+    """A constant added to all scores of a row leaves its output, and moves its log-sum-exp by as much."""
+    if {"softcap", "sinks"} & set(given.arguments):
+        raise NotApplicable("scores that are capped, or stand beside a sink, change with a constant")
+    low, high, move = _shifted(spec, given)
+    one, other = observe(spec, low), observe(spec, high)
+    near, far = right_values(spec, low), right_values(spec, high)
+    changed = f"a constant of {move.min():.4g} to {move.max():.4g} added to all scores of a row changes its output"
+    hold("output", other.output, one.output, near.output_bound + far.output_bound, changed=changed)
+    if one.lse is not None and other.lse is not None:
+        want = one.lse + move
+        bound = near.lse_bound + far.lse_bound + 4 * unit("float64") * (np.abs(one.lse) + np.abs(move))
+        hold("lse", other.lse, want, bound, changed=changed.replace("changes its output", "moves it by another amount"))
+
+
+@quiet
+def _shifted(spec: KernelSpec, given: Inputs) -> tuple[Inputs, Inputs, npt.NDArray[np.float64]]:
+    """Two problems whose scores differ by a constant in each row (B, H, L), and the constants.
+
+    The constants come from a bias, or from a feature that is 0 in all keys of the one and a power of two in the other.
+    """
+    of_query, of_key, _ = operand_dtypes(spec)
+    if "bias" in asked_of(spec, given):
+        size = np.where(np.arange(given.query.shape[2]) % 2 == 0, 1.0, -1.0) * SHIFT
+        move = np.array(np.broadcast_to(size, given.query.shape[:3]))
+        rows = np.broadcast_to(move[..., None], given.passed["bias"].shape)
+        found = [round_to(x, of_query, np) for x in (np.zeros_like(rows), rows)]
+        asked = asked_of(spec, given)
+        low, high = (
+            put_together(spec, given.query, given.key, given.value, asked | {"bias": x}, given.batch) for x in found
+        )
+        return low, high, move
+    E = given.query.shape[-1]
+    scale = float(given.arguments.get("scale") or 1 / math.sqrt(E))
+    largest = np.nanmax(np.abs(given.query[..., -1].astype(np.float64)), initial=0.0)
+    # At most SHIFT in the scores, and half of the largest number of the format.
+    room = min(SHIFT / max(abs(scale) * largest, 2.0**-40), FORMATS[of_key].max / 2)
+    keys = given.key.astype(np.float64)
+    pair = []
+    for feature in (0.0, 2.0 ** math.floor(math.log2(room))):
+        keys[..., -1] = np.where(np.isnan(keys[..., -1]), np.nan, feature)
+        pair.append(replace(given, key=round_to(keys, of_key, np)))
+    return pair[0], pair[1], scale * feature * given.query[..., -1].astype(np.float64)
+
+
 def _splits(spec: KernelSpec) -> str | None:
     """Why this kernel's results over parts of the keys cannot be merged."""
     if len(spec.returns) == 1:
         return "it returns no log-sum-exp"
+    allowed = limits(spec)
+    if allowed.pairs and (allowed.square or 2 * allowed.side(1)[0] > allowed.side(1)[1]):
+        return "lengths= allows no two parts of the keys of a problem"
     return free(spec)
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.arrays import round_to
-from refattn.testing.inputs.cases import operand_dtypes
-from refattn.testing.inputs.problems import Inputs
+from refattn.testing.inputs.problems import Inputs, operand_dtypes
 from refattn.testing.laws.calls import random_of
-from refattn.testing.laws.observing import NotApplicable, hold_results, observe, right_values
+from refattn.testing.laws.observing import NotApplicable, hold_results, later, observe
 from refattn.testing.laws.stating import batched, law
 from refattn.testing.spec import KernelSpec
 
@@ -44,7 +43,9 @@ def check_head_independence(spec: KernelSpec, given: Inputs) -> None:
     (B, H), Hk = given.query.shape[:2], given.key.shape[1]
     if H == 1:
         raise NotApplicable("the problem has one head")
-    base, right = observe(spec, given), right_values(spec, given)
+    if given.batch is not None and given.batch.prefix is not None:
+        raise NotApplicable("two sequences of the problem share a page")
+    base, right = observe(spec, given), later(spec, given)
     for h in _few(given, H):
         own = np.arange(H) == h
         own_key = np.arange(Hk) == h // (H // Hk)
@@ -62,7 +63,7 @@ def check_batch_independence(spec: KernelSpec, given: Inputs) -> None:
         raise NotApplicable("the problem has one batch entry")
     if given.batch is not None and given.batch.prefix is not None:
         raise NotApplicable("two sequences of the problem share a page")
-    base, right = observe(spec, given), right_values(spec, given)
+    base, right = observe(spec, given), later(spec, given)
     for b in _few(given, B):
         own = np.arange(B) == b
         other = _others(spec, given, *(np.repeat(~own[:, None], n, axis=1) for n in (H, Hk)))
@@ -79,7 +80,7 @@ def check_nan_containment(spec: KernelSpec, given: Inputs) -> None:
         raise NotApplicable("the problem has one batch entry and key head")
     if given.batch is not None and given.batch.prefix is not None:
         raise NotApplicable("two sequences of the problem share a page")
-    base, right = observe(spec, given), right_values(spec, given)
+    base, right = observe(spec, given), later(spec, given)
     rng = random_of(given)
     b, h = int(rng.integers(B)), int(rng.integers(Hk))
     rows = np.ones(base.output.shape[:3], dtype=np.bool_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,15 +11,28 @@ from unittest import SkipTest
 import numpy as np
 import numpy.typing as npt
 
-from refattn._core.arrays import quiet, to_numpy
+from refattn._call import Call
+from refattn._core.arrays import quiet
 from refattn.testing.inputs.problems import Inputs
-from refattn.testing.running import FUNCTION, MOST_WORK, logical, prepared, run, sequences_of
+from refattn.testing.running import (
+    FUNCTION,
+    MOST_WORK,
+    TOUCHED,
+    WRONG_VALUES,
+    Fault,
+    logical,
+    prepared,
+    returned,
+    rows_of,
+    sequences_of,
+    terms_of,
+)
 from refattn.testing.spec import KernelSpec
 from refattn.testing.verdict import sequences
-from refattn.testing.verdict.checking import LSE_BASES
-from refattn.testing.verdict.judge import Terms, parts
+from refattn.testing.verdict.judge import parts
 from refattn.testing.verdict.record import Verdict, place, runs, share_text
-from refattn.testing.verdict.sampling import choose_rows
+from refattn.testing.verdict.ruling import verdict_of
+from refattn.testing.verdict.sampling import Rows
 
 Floats = npt.NDArray[np.float64]
 Store = Callable[[Sequence[Any]], Sequence[Any]]
@@ -35,12 +49,14 @@ class Violation(AssertionError):
         What sort of thing it is, as `Finding` says it.
     case : Case, optional
         The drawn problem that shows it.
+    key : str, optional
+        What faults of one kind that are one and the same fault share, whichever law meets them.
     """
 
-    def __init__(self, text: str, kind: str = "wrong values", case: Any = None) -> None:
-        """Keep the text, its kind and its problem."""
+    def __init__(self, text: str, kind: str = WRONG_VALUES, case: Any = None, key: str | None = None) -> None:
+        """Keep the text, its kind, its problem and its key."""
         super().__init__(text)
-        self.kind, self.case = kind, case
+        self.kind, self.case, self.key = kind, case, key
 
 
 class NotApplicable(SkipTest):
@@ -48,12 +64,12 @@ class NotApplicable(SkipTest):
 
 
 class Seen(NamedTuple):
-    """A kernel's output (B, H, L, Ev) and log-sum-exp (B, H, L), which is natural or None, and the verdict on them."""
+    """What a kernel returned: (B, H, L, Ev) and (B, H, L), natural or None; as it came; and what else it did wrong."""
 
     output: Floats
     lse: Floats | None
-    verdict: Verdict
-    faults: tuple[Any, ...]
+    host: list[npt.NDArray[Any]]
+    faults: tuple[Fault, ...]
 
 
 class Right(NamedTuple):
@@ -86,15 +102,35 @@ class Recorder:
 
 def observe(spec: KernelSpec, given: Inputs, store: Store | None = None) -> Seen:
     """Run a kernel; a call that raises, or returns something else than it says, is a violation of every law."""
-    recorder = Recorder(spec.function, store)
-    outcome = run(replace(spec, function=recorder), given, explain=False)
-    if outcome.verdict is None:
-        fault = next(fault for fault in reversed(outcome.faults) if fault.kind != "changed its inputs")
-        raise Violation(fault.text, fault.kind)
-    found = [recorder.result] if len(spec.returns) == 1 else list(recorder.result)
+    named = spec if store is None else replace(spec, function=Recorder(spec.function, store))
+    faults, host = returned(named, given)
+    if host is None:
+        fault = next(fault for fault in reversed(faults) if fault.kind != TOUCHED)
+        raise Violation(fault.text, fault.kind, key=fault.key)
     held = sequences_of(spec, given)
-    output, lse = logical(spec, held, [to_numpy(x).astype(np.float64) for x in found])
-    return Seen(output, None if lse is None else lse * terms_of(spec).lse_factor, outcome.verdict, outcome.faults)
+    output, lse = logical(spec, held, [x.astype(np.float64) for x in host])
+    return Seen(output, None if lse is None else lse * terms_of(spec).lse_factor, host, faults)
+
+
+def verdict_on(spec: KernelSpec, given: Inputs, seen: Seen) -> Verdict:
+    """What each number of a result is beside its bound; without a search for what fits."""
+    output, lse = logical(spec, sequences_of(spec, given), seen.host)
+    return verdict_of(_cases(spec, given), terms_of(spec), output, lse, explain=False)
+
+
+def _cases(spec: KernelSpec, given: Inputs) -> list[tuple[Call, Rows]]:
+    """The calls of the method, one for each sequence, and which of their rows are looked at: a sample of large ones."""
+    if given.batch is None:
+        call = prepared(spec, given)
+        return [(call, rows_of(call))]
+    held = sequences_of(spec, given)
+    return sequences.chosen(FUNCTION, held, _arguments(spec, given), most=MOST_WORK)
+
+
+def _arguments(spec: KernelSpec, given: Inputs) -> sequences.Arguments:
+    """Keyword arguments of each sequence."""
+    varied = sequences.arguments_of(FUNCTION, sequences_of(spec, given), given.arguments)
+    return lambda b, l, s: {**varied(b, l, s), **spec.arguments(l, s)}
 
 
 @quiet
@@ -103,29 +139,12 @@ def right_values(spec: KernelSpec, given: Inputs) -> Right:
     B, H, L, _ = given.query.shape
     output, bound = (np.full((B, H, L, given.value.shape[-1]), np.nan) for _ in range(2))
     lse, lse_bound = (np.full((B, H, L), np.nan) for _ in range(2))
-    if given.batch is None:
-        call = prepared(spec, given)
-        cases = [(call, choose_rows(FUNCTION, call, None))]
-    else:
-        held = sequences_of(spec, given)
-        varied = sequences.arguments_of(FUNCTION, held, given.arguments)
-
-        def arguments(b: int, l: int, s: int) -> dict[str, Any]:
-            return {**varied(b, l, s), **spec.arguments(l, s)}
-
-        cases = sequences.chosen(FUNCTION, held, arguments, most=MOST_WORK)
-    for call, rows in cases:
+    for call, rows in _cases(spec, given):
         for part in parts(call, rows, terms_of(spec), np.zeros(output.shape), np.zeros(lse.shape)):
             output[part.index][part.rows], bound[part.index][part.rows] = part.output.expected, part.output.bound
             assert part.lse is not None
             lse[part.index][part.rows], lse_bound[part.index][part.rows] = part.lse.expected, part.lse.bound
     return Right(output, bound, lse, lse_bound)
-
-
-def terms_of(spec: KernelSpec) -> Terms:
-    """What a kernel's results are held to."""
-    bound: Callable[..., Any] = spec.method.capabilities.bound  # type: ignore[attr-defined]
-    return Terms(spec.numerics(), bound, LSE_BASES["2" if spec.returns[-1] == "lse2" else "e"])
 
 
 def visible(spec: KernelSpec, given: Inputs) -> npt.NDArray[np.bool_]:
@@ -177,14 +196,26 @@ def hold(
     )
 
 
+def later(spec: KernelSpec, given: Inputs) -> Callable[[], Right]:
+    """What is right, computed where it is first asked for."""
+    return functools.cache(functools.partial(right_values, spec, given))
+
+
 def hold_results(
-    got: Seen, want: Seen, right: Right | None = None, *, rows: npt.NDArray[np.bool_] | None = None, changed: str
+    got: Seen,
+    want: Seen,
+    right: Callable[[], Right] | None = None,
+    *,
+    rows: npt.NDArray[np.bool_] | None = None,
+    changed: str,
 ) -> None:
     """Two results of the same numbers, or with `right` within twice the bound; of chosen rows (B, H, L) alone."""
-    bound: Floats | float = 0.0 if right is None else 2 * right.output_bound
-    hold("output", got.output, want.output, bound, where=None if rows is None else rows[..., None], changed=changed)
-    if got.lse is not None and want.lse is not None:
-        bound = 0.0 if right is None else 2 * right.lse_bound
+    where = None if rows is None else rows[..., None]
+    if right is None or differ(got.output, want.output, where=where).any():
+        bound = 0.0 if right is None else 2 * right().output_bound
+        hold("output", got.output, want.output, bound, where=where, changed=changed)
+    if got.lse is not None and want.lse is not None and (right is None or differ(got.lse, want.lse, where=rows).any()):
+        bound = 0.0 if right is None else 2 * right().lse_bound
         hold("lse", got.lse, want.lse, bound, where=rows, changed=changed)
 
 
@@ -194,15 +225,12 @@ def cells(spec: KernelSpec, given: Inputs) -> dict[str, Any]:
     S = given.key.shape[2]
     keep, add = np.zeros((B, H, L, S), dtype=np.bool_), np.zeros((B, H, L, S))
     held = sequences_of(spec, given)
-    varied = sequences.arguments_of(FUNCTION, held, given.arguments)
+    arguments = _arguments(spec, given)
     found: dict[str, Any] = {}
     for b in range(B):
         l, s = int(held.queries[b]), int(held.keys[b])
-        score: Any
-        if given.batch is None:
-            score = prepared(spec, given).score
-        else:
-            score = held.call(FUNCTION, b, lambda b, l, s: {**varied(b, l, s), **spec.arguments(l, s)}).score
+        call = prepared(spec, given) if given.batch is None else held.call(FUNCTION, b, arguments)
+        score: Any = call.score
         i, j = slice(0, l), slice(0, s)
         for h in range(H):
             own = score.at((b, h))

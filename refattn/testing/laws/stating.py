@@ -50,7 +50,7 @@ def law(
                 function(spec, inputs_of(spec, problem))
             except Violation as error:
                 text = f"{function.__name__}: {error}\n{reproduction(spec, problem, function.__name__)}"
-                raise Violation(text, error.kind) from None
+                raise Violation(text, error.kind, key=error.key) from None
 
         stated: Any = check
         stated.unfit = unfit
@@ -100,7 +100,7 @@ def masking(spec: KernelSpec) -> str | None:
     """Why nothing is ever masked in this kernel."""
     if spec.tables:
         return PACKED
-    if computes(spec, "mask", "is_causal") or {"mask", "is_causal"} & set(spec.accepts):
+    if computes(spec, "mask", "is_causal") or {"mask", "is_causal"} & set(cells_of(spec)):
         return None
     return "it neither computes with a mask nor accepts mask or is_causal"
 
@@ -110,10 +110,11 @@ def masked(spec: KernelSpec, case: Case) -> Case:
     if {"mask", "empty_rows", "causal_mask", "is_causal"} & set(case.asks) or computes(spec, "mask", "is_causal"):
         return case
     L, S = case.lengths
-    if "is_causal" in spec.accepts and (L == S or "mask" not in spec.accepts):
+    words = cells_of(spec)
+    if "is_causal" in words and (L == S or "mask" not in words):
         side = next((n for n in sorted({L, S}) if limits(spec).allow(n, n)), None)
         return case if side is None else case.asking("is_causal").but(lengths=(side, side))
-    return case.asking("causal_mask") if "mask" in spec.accepts else case
+    return case.asking("causal_mask") if "mask" in words else case
 
 
 def batched(spec: KernelSpec, case: Case) -> Case:
@@ -127,11 +128,12 @@ def without(*names: str) -> Adapt:
 
 
 def cells_of(spec: KernelSpec) -> list[str]:
-    """The words of a case's cells that this kernel can be asked for."""
+    """The words of a case's cells that this kernel can be asked for, but those whose own check is expected to fail."""
     packed = bool({"cu_seqlens_q", "cu_seqlens_k"} & set(spec.tables))
     found = []
     for word in CELLS:
         name = "mask" if word in ("empty_rows", "causal_mask") else word
-        if name in spec.accepts and not (packed and name != "is_causal"):
+        failing = {name, word} & set(spec.expected_failures)
+        if name in spec.accepts and not failing and not (packed and name != "is_causal"):
             found.append(word)
     return found

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from refattn.contract.formats import unit
-from refattn.testing.explanation import Explanation
 from refattn.testing.probes import designs
+from refattn.testing.probes.decode_masks import read_mask
+from refattn.testing.probes.decode_needle import read_needle
 from refattn.testing.probes.measured import Flags, Measured
-from refattn.testing.probes.model import Floats, Model
+from refattn.testing.probes.model import Model
 from refattn.testing.probes.setting import Setting
-from refattn.testing.probes.words import numbers, rows_of, slot, slots
+from refattn.testing.probes.suspects.record import TILES
+from refattn.testing.probes.told import Read, explained
+from refattn.testing.probes.words import numbers, rows_of, slots
 
 # Readings of one kind that are written out.
 FEW = 3
@@ -24,49 +27,63 @@ LEAST = 1e-30
 SMALL = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
-class Read:
-    """Explanations of one measurement, and the model that gives what was measured, if one does.
-
-    `last` says that nothing more can be read from this kernel.
-    """
-
-    explanations: tuple[Explanation, ...]
-    model: Model | None = None
-    applied: Flags | None = None
-    last: bool = False
-
-
-def explained(
-    name: str, where: str = "", effect: str = "", bug: str | None = None, strength: float = 0.0
-) -> Explanation:
-    """An explanation that a probe gives."""
-    return Explanation(bug=bug, name=name, where=where, effect=effect, instrument="probe", strength=strength)
-
-
 def decoded(setting: Setting, measured: Measured, model: Model, wrong: Flags) -> Read:
     """What a wrong measurement shows."""
-    rows = wrong.any(axis=-1)
+    rows: Flags = np.logical_or.reduce(wrong, axis=-1)
     where = rows_of(rows, setting.batch, setting.heads[0])
     output = measured.output
+    if measured.probe == "far":
+        return _far(setting, measured, model, wrong, where)
     if not np.isfinite(output).all():
         return _not_finite(setting, measured, model)
     asked = model.counts.any(axis=-1)
-    blank = rows & ~output.any(axis=-1) & asked
+    blank: Flags = rows & ~output.any(axis=-1) & asked
     if blank.any() and measured.probe in ("mask", "needle"):
         where = rows_of(blank, setting.batch, setting.heads[0])
+        if (blank == rows).all() and (told := _behind_masked(setting, blank, model)) is not None:
+            return Read((explained(told, where, bug="B5", strength=1.0),))
         return Read((explained("the output is zero", where),), last=bool((blank == asked).all()))
-    empty = rows & ~asked & output.any(axis=-1)
+    empty: Flags = rows & ~asked & output.any(axis=-1)
     if empty.any() and (empty == rows).all():
-        # The values of the mask's probe are the identity, whose mean is 1/S.
-        even = np.abs(output[empty] * setting.lengths[1] - 1) <= 2 * unit(measured.stored.output) + setting.eps
-        bug = "B6" if measured.probe == "mask" and even.all() else None
-        what = "the mean of the values" if bug else "no zeros"
-        text = f"rows that may attend to nothing give {what}"
-        return Read((explained(text, rows_of(empty, setting.batch, setting.heads[0]), bug=bug),))
+        return _of_empty(setting, measured, model, empty)
     if measured.probe != "needle" and _cut_off(measured, model):
         return Read((explained("the output is cut off, not rounded to nearest", where),))
     return READERS[measured.probe](setting, measured, model, wrong, where)
+
+
+def _of_empty(setting: Setting, measured: Measured, model: Model, empty: Flags) -> Read:
+    """Rows that see nothing and hold something."""
+    where = rows_of(empty, setting.batch, setting.heads[0])
+    value = measured.given.value
+    S = setting.lengths[1]
+    # The values of the mask's probe are the identity, whose mean is 1/S.
+    mean = np.full((len(empty), 1), 1 / S) if value is None else value.mean(axis=1)[model.value_heads]
+    reach = 2 * unit(measured.stored.output) + setting.eps
+    share = measured.output / np.maximum(mean, 1e-300)[:, None]
+    # Of the keys that fill the last tile too, whose values are 0.
+    if any((np.abs(share[empty] * (-(-S // size) * size / S) - 1) <= reach).all() for size in (1, *TILES)):
+        return Read((explained("rows that may attend to nothing give the mean of the values", where, bug="B6"),))
+    # Values that are numbers far from 0 have no mean that is this small or this large.
+    least, most = (0.0, 0.0) if value is None else (value.min() * S / (S + max(TILES)), value.max())
+    if most > 0 and ((measured.output < least) | (measured.output > most))[empty].all():
+        text = "rows that may attend to nothing are not written: they hold what no values give"
+        return Read((explained(text, where, bug="E7", strength=1.0),))
+    return Read((explained("rows that may attend to nothing give no zeros", where),))
+
+
+def _behind_masked(setting: Setting, wrong: Flags, model: Model) -> str | None:
+    """Whether wrong rows are those that meet a tile of masked keys alone before any other, and in what tiles."""
+    seen = model.counts > 0
+    first = np.where(seen.any(axis=-1), np.argmax(seen, axis=-1), -1)
+    if (first != first[:1]).any() or (wrong != wrong[:1]).any():
+        return None
+    i = np.arange(first.shape[1])
+    for size in TILES:
+        for rows in (*TILES, len(i)):
+            lowest = np.array([first[0][start : start + rows].min() for start in range(0, len(i), rows)])[i // rows]
+            if (wrong[0] == (first[0] >= np.maximum(lowest, 0) // size * size + size)).all():
+                return f"rows are lost in which the first tile of {size} keys is masked whole: -inf is taken from -inf"
+    return None
 
 
 def _cut_off(measured: Measured, model: Model) -> bool:
@@ -85,161 +102,14 @@ def _not_finite(setting: Setting, measured: Measured, model: Model) -> Read:
     if empty.any() and (found.any(axis=-1) == empty).all():
         where = rows_of(empty, setting.batch, setting.heads[0])
         return Read((explained("rows that may attend to nothing give NaN", where, bug="B3"),))
+    rows: Flags = np.logical_and.reduce(found, axis=-1)
+    if measured.probe == "mask" and (told := _behind_masked(setting, rows, model)) is not None:
+        where = rows_of(rows, setting.batch, setting.heads[0])
+        return Read((explained(told, where, bug="B5", strength=1.0),))
     what = "NaN" if np.isnan(measured.output).any() else "infinity"
     where = rows_of(found.any(axis=-1), setting.batch, setting.heads[0])
     whole = "" if found.any(axis=-1).sum() * found.shape[-1] == found.sum() else "in some columns only"
     return Read((explained(f"{what} on finite inputs", where, whole),), last=bool(found.all()))
-
-
-def _mask(setting: Setting, measured: Measured, model: Model, wrong: Flags, where: str) -> Read:
-    """Who took part, and how often, from weights of equal scores."""
-    got, counts = measured.output, model.counts
-    if setting.uneven:
-        right = measured.answer(model).output
-        found = np.where(got > 0, counts.clip(1.0), np.where(right < SMALL, counts, 0.0))
-        masked = tuple(_taking(setting, found, counts))
-        effect = f"by up to {np.abs(got - right).max():.2g}"
-        return Read(
-            masked or (explained("weights are not those of the bias, where query and key are zero", where, effect),)
-        )
-    least = np.where(got > 0, got, np.inf).min(axis=-1)
-    with np.errstate(invalid="ignore"):
-        times = np.where(np.isfinite(least)[..., None], got / np.where(np.isfinite(least), least, 1.0)[..., None], 0.0)
-    found = np.rint(times)
-    near = np.abs(times - found) <= found * (4 * unit(measured.stored.output) + 4 * setting.eps) + 1e-6
-    if (got < 0).any() or not near.all():
-        low, high = least.min(initial=np.inf), got.max(initial=0.0)
-        effect = f"weights of equal scores lie between {low:.4g} and {high:.4g}"
-        return Read((explained("keys of equal score get unequal weights", where, effect),))
-    moved = _moved(setting, found, counts)
-    if moved is not None:
-        name, reads = moved
-        changed = replace(model, reads={"value": reads})
-        if not measured.wrong(changed).any():
-            return Read((explained(name, where),), changed, None)
-    told = [*_taking(setting, found, counts)]
-    changed = replace(model, counts=found)
-    left = measured.wrong(changed)
-    if left.any():
-        total = got.sum(axis=-1)
-        at = left.any(axis=-1)
-        where = rows_of(at, setting.batch, setting.heads[0])
-        low, high = (f"{x:.5g}" for x in (total[at].min(), total[at].max()))
-        effect = f"they sum to {low}" if low == high else f"they sum to {low} .. {high}"
-        told.append(explained("weights do not sum to 1: the row sum has too much or too little in it", where, effect))
-    asked = counts > 0
-    applied = found > 0
-    return Read(tuple(told), None if left.any() else changed, applied if (applied != asked).any() else None)
-
-
-def _moved(setting: Setting, found: Floats, counts: Floats) -> tuple[str, Callable[[Floats], Floats]] | None:
-    """Values that are read from the place of others, where each key that is missing makes up for one that is double."""
-    lost, more = (x.any(axis=(0, 1)) for x in ((found == 0) & (counts > 0), found > np.maximum(counts, 1)))
-    many = np.rint(found.max(axis=(0, 1)))[more] - 1
-    here, there = np.flatnonzero(lost), np.repeat(np.flatnonzero(more), many.astype(int))
-    if not len(here) or len(here) != len(there):
-        return None
-    places = np.arange(counts.shape[-1])
-    places[here] = there
-    text = f"values of {numbers('key', here)} are read from {numbers('key', there)}"
-    return text, lambda x: x[:, places]
-
-
-def _taking(setting: Setting, found: Floats, counts: Floats) -> Iterator[Explanation]:
-    """Keys that take part where they should not, or too often."""
-    both = (found > 0) & (counts > 0)
-    kinds: tuple[tuple[Flags, Callable[[bool], str]], ...] = (
-        ((found == 0) & (counts > 0), lambda one: f"take{'s' * one} no part"),
-        ((found > 0) & (counts == 0), lambda one: f"take{'s' * one} part although masked"),
-        (
-            both & (found > counts),
-            lambda one: f"{'is' if one else 'are'} counted {found[both & (found > counts)].max():g} times",
-        ),
-    )
-    for at, verb in kinds:
-        if at.any():
-            n, i, j = np.nonzero(at)
-            keys, rows = np.unique(j), np.unique(n * at.shape[1] + i)
-            of = slots(n, setting.batch, setting.heads[0])
-            whole = len(rows) == len(np.unique(n)) * len(np.unique(i)) and len(rows) * len(keys) == at.sum()
-            text = f"{numbers('key', keys, at.shape[2])} {verb(len(keys) == 1)}"
-            where = f"{of}, {numbers('row', i, at.shape[1])}"
-            yield explained(text, where, "" if whole else f"in {at.sum()} cells, not in all of these")
-
-
-def _needle(setting: Setting, measured: Measured, model: Model, wrong: Flags, where: str) -> Read:
-    """Which row of the values came back, and which should have."""
-    B, (H, Hk), S = setting.batch, setting.heads, setting.lengths[1]
-    expected, magnitude = (x for x in measured.answer(model)[::2])
-    values, columns = measured.given.value, len(designs.identity(setting))
-    assert values is not None
-    rows = wrong.any(axis=-1)
-    slot_of, key_of = _identity(setting, measured.output)
-    told: dict[str, list[tuple[int, int]]] = {}
-    aimed_slot, aimed_key = _identity(setting, expected)
-    for n, i in zip(*(x.tolist() for x in np.nonzero(rows)), strict=True):
-        got, right = measured.output[n, i], expected[n, i]
-        m, j = int(slot_of[n, i]), int(key_of[n, i])
-        t = int(aimed_key[n, i])
-        off = np.flatnonzero(got != right)
-        if columns and 0 <= m < len(values) and 0 <= j < S and (got == values[m, j]).all():
-            text = _other_row(setting, aimed_key[n], int(aimed_slot[n, i]), (m, j, t))
-        elif len(off) <= max(1, len(got) // 4) and magnitude[n, i].any():
-            head = slot(int(model.value_heads[n]), B, Hk, "head")
-            text = f"value {t} of key {head} is wrong in {numbers('column', off)}"
-        else:
-            text = _mixture(got, right)
-        told.setdefault(text, []).append((n, i))
-    most = sorted(told.items(), key=lambda item: -len(item[1]))
-    if len(most) > 4 * FEW:
-        moved = sum(len(at) for text, at in most if "row" in text or "key" in text)
-        return Read((explained("queries get the values of other keys than those they aim at", where, f"{moved} rows"),))
-    return Read(tuple(explained(text, rows_of(_flags(at, rows.shape), B, H)) for text, at in most[:FEW]))
-
-
-def _identity(setting: Setting, x: Floats) -> tuple[Floats, Floats]:
-    """Slot and key (N, L) that rows of the coded values tell of; -1 where they tell of none."""
-    M, S = setting.batch * setting.heads[1], setting.lengths[1]
-    first = designs.places(M)
-    found = []
-    for start, size in ((0, M), (first, S)):
-        digits = x[..., start : start + designs.places(size)] - 1
-        whole = ((digits == np.rint(digits)) & (digits >= 0) & (digits < designs.BASE)).all(axis=-1)
-        number = (digits * float(designs.BASE) ** np.arange(digits.shape[-1])).sum(axis=-1)
-        found.append(np.where(whole, number, -1.0))
-    return found[0], found[1]
-
-
-def _other_row(setting: Setting, aims: Floats, own: int, read: tuple[int, int, int]) -> str:
-    """A row of the values that is not the one aimed at."""
-    m, j, t = read
-    name = slot(m, setting.batch, setting.heads[1], "key head")
-    if m != own:
-        right = slot(own, setting.batch, setting.heads[1], "key head")
-        return f"{name} is read, not {right}" + ("" if j == t else ", at other keys")
-    others = np.flatnonzero(aims == j)
-    if len(others):
-        return f"the row holds what query {others[0]} aims at"
-    return f"key {j} answers in the place of key {t}"
-
-
-def _mixture(got: Floats, right: Floats) -> str:
-    """A row that is no row of the values."""
-    some = right != 0
-    ratio = np.median(got[some] / right[some]) if some.any() else math.nan
-    even = np.abs(got - ratio * right).max() <= 0.02 * np.abs(right).max() if math.isfinite(ratio) else False
-    if even and abs(ratio - 1) > 1e-6:
-        return f"the weight of the only key that counts is {ratio:.5g}, not 1"
-    if even:
-        return "values are not passed on exactly where one weight is 1 and all others are 0"
-    return "several values are mixed where one key has all of the weight"
-
-
-def _flags(at: list[tuple[int, int]], shape: tuple[int, ...]) -> Flags:
-    """Pairs as an array of flags."""
-    found = np.zeros(shape, dtype=np.bool_)
-    found[tuple(np.array(at).T)] = True
-    return found
 
 
 def _temperature(setting: Setting, measured: Measured, model: Model, wrong: Flags, where: str) -> Read:
@@ -292,6 +162,34 @@ def _score_bits(setting: Setting, measured: Measured, model: Model, wrong: Flags
     return Read((explained("scores near 256 that differ by 1/8 get the wrong weights", where),))
 
 
+def _means(setting: Setting, measured: Measured, model: Model, wrong: Flags, where: str) -> Read:
+    """Averages of the values that a row sees."""
+    return Read((explained("rows are not the means of the values that they see, where all scores are equal", where),))
+
+
+def _far(setting: Setting, measured: Measured, model: Model, wrong: Flags, where: str) -> Read:
+    """Scores far from 0, by what becomes of rows of each."""
+    lost = wrong.any(axis=-1) & (~np.isfinite(measured.output) | (measured.output == 0)).all(axis=-1)
+    levels = np.arange(wrong.shape[1]) % len(designs.FAR)
+    asked = model.counts.any(axis=-1)
+    bad = [bool((lost | ~asked)[:, levels == n].all()) for n in range(len(designs.FAR))]
+    if (lost == wrong.any(axis=-1)).all() and wrong.any():
+        low, lower, high = bad
+        if lower and not high:
+            most = designs.FAR[0 if low else 1]
+            text = f"rows whose scores are all {most:g} or less are lost: -inf stands for a finite number"
+            return Read((explained(text, where, bug="B4", strength=1.0),))
+        if lower and high and not low:
+            text = "rows whose scores are beyond 65504 are lost: scores overflow float16"
+            return Read((explained(text, where, bug="B12", strength=1.0),))
+    return Read((explained("rows are wrong whose scores are all alike and far from 0", where),))
+
+
+def _sunk_rows(setting: Setting, measured: Measured, model: Model, wrong: Flags, where: str) -> Read:
+    """Shares of a sink beside scores of several sizes."""
+    return Read((explained("the sink's share is wrong where the scores of rows differ", where),))
+
+
 def _stairs(setting: Setting, measured: Measured, model: Model, wrong: Flags, where: str) -> Read:
     """What goes wrong as the maximum changes."""
     scores = model.scored(measured.given)
@@ -329,8 +227,11 @@ def _query_bits(setting: Setting, measured: Measured, model: Model, wrong: Flags
 
 
 READERS: dict[str, Callable[[Setting, Measured, Model, Flags, str], Read]] = {
-    "mask": _mask,
-    "needle": _needle,
+    "mask": read_mask,
+    "means": _means,
+    "far": _far,
+    "sunk rows": _sunk_rows,
+    "needle": read_needle,
     "temperature": _temperature,
     "sinks": _temperature,
     "bias": _temperature,

@@ -25,6 +25,8 @@ PRIMES = {3: 7, 4: 13, 8: 251}
 BASE = 7
 # Keys between those that have the larger of two scores.
 ANCHORS = 8
+# Scores of rows that are far from 0: within the range of float16 and beyond it.
+FAR = (-57344.0, -131072.0, 131072.0)
 # Multiply-adds of all passes of one needle probe.
 NEEDLE_WORK = 2.0e9
 
@@ -38,13 +40,28 @@ Design = Callable[[Setting, bool], Iterator[tuple[Operands, Slack]]]
 
 def exact(setting: Setting) -> Slack:
     """The slack of rows whose weights are 0 or equal."""
-    return Slack(setting.eps, 4 * setting.eps, setting.eps)
+    bias = setting.model.bias
+    size = 0.0 if bias is None else 8 * unit(setting.contract.accumulator) * float(np.abs(bias).max())
+    return Slack(setting.eps, 4 * setting.eps, setting.eps, size)
 
 
 def mask(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]]:
     """All scores equal, and the identity for values: the weights show who takes part, and how often."""
     query, key, _ = shaped(setting)
     yield Operands(query, key, None), exact(setting)
+
+
+def groups(setting: Setting) -> Iterator[Floats]:
+    """Values that are one-hot over groups of keys, those some columns apart and those beside each other.
+
+    No two keys share both groups, unless there are more than columns squared.
+    """
+    S, Ev = setting.lengths[1], setting.dims[1]
+    j = np.arange(S)
+    for column in (j % Ev, j // -(-S // Ev)):
+        _, _, value = shaped(setting)
+        value[:, j, column] = 1.0
+        yield value
 
 
 def needle(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]]:
@@ -194,7 +211,10 @@ def temperature(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack
     lagging = lagging & bool(contract.lazy) | bool(contract.ahead) | setting.uneven
     u = unit(contract.probabilities)
     rows = np.broadcast_to(relative + 2 * u * lagging, (len(query), L, 1))
-    yield Operands(query, key, value), Slack(rows, 2 * float(np.max(relative)) + 2 * u, 1.1 * u)
+    yield (
+        Operands(query, key, value),
+        Slack(rows, 2 * float(np.max(relative)) + 2 * u, 1.1 * u, setting.score_error(size)),
+    )
 
 
 def neutral(setting: Setting, rows: int) -> tuple[Floats, float]:
@@ -234,7 +254,7 @@ def stairs(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]]:
         kinds += [("falling", 0.5, -(2.0**17))] * (setting.bits == 8 and scale >= 2.0**-4)
     for name, step, offset in kinds:
         steps = in_format(setting, "query", np.array([step, offset / (1 if abs(offset) <= OFFSET else 64)]) / scale)
-        if np.abs(steps).max() > setting.most:
+        if not np.abs(steps).max() <= setting.most:  # NaN, where the format has no infinity
             continue
         query, key, value = shaped(setting)
         key[..., 0], query[..., 0] = orders[name], steps[0]
@@ -295,6 +315,45 @@ def score_bits(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]
         yield Operands(query, key, value), Slack(slack, slack + setting.score_error(512.0), slack)
 
 
+def means(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]]:
+    """All scores equal, and values that are numbers far from 0: every row is a mean of what it sees."""
+    query, key, value = shaped(setting)
+    M, S, Ev = value.shape
+    half = 2 ** (setting.bits - 1)
+    value[:] = half + hashed(np.arange(M)[:, None, None], np.arange(S)[:, None], np.arange(Ev)) % half
+    yield Operands(query, key, value), exact(setting)
+
+
+def far(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]]:
+    """All scores of a row equal and far from 0: the weights are those of scores that are 0."""
+    _apart(setting)
+    _even(setting)
+    if setting.contract.scores == "float16":
+        raise NotPossible("the contract's scores do not hold numbers beyond 65504")
+    levels = np.array(FAR)[np.arange(setting.lengths[0]) % len(FAR)] / setting.model.scale
+    factor = power(max(1.0, float(np.abs(levels).max()) / setting.most))
+    if factor > setting.most:
+        raise NotPossible(f"queries would have to be {setting.most * factor:g}, which their format does not hold")
+    query, key, value = shaped(setting)
+    query[..., 0], key[..., 0] = in_format(setting, "query", levels / factor), factor
+    value[:, np.arange(setting.lengths[1]), np.arange(setting.lengths[1]) % value.shape[-1]] = 1.0
+    slack = setting.eps + setting.sum_error + 2 * unit(setting.contract.probabilities) + setting.score_error(-FAR[1])
+    yield Operands(query, key, value), Slack(slack, 2 * slack, slack)
+
+
+def sunk_rows(setting: Setting, quick: bool) -> Iterator[tuple[Operands, Slack]]:
+    """All scores of a row equal, and another score in each row, some about as large as the sinks are."""
+    query, key, value = shaped(setting)
+    L, S = setting.lengths
+    sinks = np.zeros(1) if setting.model.sinks is None else setting.model.sinks
+    scores = (np.arange(L) * 5 % 23 - 11) / 4.0 + np.rint(np.mean(sinks)) * (np.arange(L) & 1)
+    query[..., 0], key[..., 0] = in_format(setting, "query", scores / setting.model.scale), 1.0
+    value[:, np.arange(S), np.arange(S) % value.shape[-1]] = 1.0
+    size = 3.0 + 2.0 * float(np.abs(sinks).max())
+    slack = setting.eps + setting.sum_error + 2 * unit(setting.contract.probabilities) + setting.score_error(size)
+    yield Operands(query, key, value), Slack(slack, 2 * slack, slack)
+
+
 def hashed(*index: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Ints:
     """Numbers below 2**31 without a pattern, the same every time."""
     x = np.zeros(np.broadcast_shapes(*(np.shape(i) for i in index)), dtype=np.uint64)
@@ -331,6 +390,7 @@ DESIGNS: dict[str, Design] = {
     "temperature": temperature,
     "accumulator": accumulator,
     "score bits": score_bits,
+    "far": far,
     "stairs": stairs,
     "query bits": query_bits,
     "key bits": key_bits,

@@ -26,12 +26,14 @@ class Slack:
     """How far from the exact answer a right kernel may be, before its output is rounded.
 
     `relative` is to sum p |v|, one number or one for each row (N, L, 1), and `lse` to 1. `doubt` comes on top where the
-    weights are those of another model than the one asked for, because the operands were not chosen for it.
+    weights are those of another model than the one asked for, because the operands were not chosen for it; `scores` is
+    the part of `relative` that grows with the scores, should they be larger than asked for.
     """
 
     relative: Any
     lse: float
     doubt: float = 0.0
+    scores: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class Measured:
     lse: Floats | None
     slack: Slack
     stored: Stored
+    asked: Model
     answers: dict[int, tuple[Model, Answer]] = field(default_factory=dict)
 
     def answer(self, model: Model) -> Answer:
@@ -84,13 +87,14 @@ class Measured:
             return np.asarray(np.where(model.counts > 0, wrong, self.output != 0))
         answer = self.answer(model)
         # Where weights may be rounded at all, small ones may fall below the normal numbers.
-        floor = self.stored.floor if np.max(relative) > 1e-4 else 0.0
+        floor = self.stored.floor if np.max(relative) > 1e-4 or doubt or self.asked.bias is not None else 0.0
         return ~within(self.output, answer.output, answer.magnitude * relative + floor, self.stored.output)
 
     def doubt(self, model: Model) -> float:
         """The doubt in what a model gives that was not asked for."""
-        uneven = model.masked != -math.inf or model.sinks is not None or model.tiled is not None
-        return self.slack.doubt + 1.1 * unit(self.stored.weights) * uneven
+        uneven = model.masked != -math.inf or model.sinks is not None or not model.plain
+        growth = self.slack.scores * max(0.0, larger(model, self.asked) - 1.0) if self.slack.scores else 0.0
+        return self.slack.doubt + 1.1 * unit(self.stored.weights) * uneven + growth
 
     def fits(self, model: Model) -> bool:
         """Whether the output is what the model gives, with its doubt."""
@@ -104,18 +108,28 @@ class Measured:
             total = None if model.lse is not None else self._total(model)
             expected = self.answer(model).lse if total is None else np.log(total)
             reach = self.slack.lse + 8 * unit(self.stored.lse) * np.abs(expected) + 2 * doubt
-            return np.asarray(~((np.abs(self.lse - expected) <= reach) | (self.lse == expected)))
+            # A suspect's NaN stands for what nobody wrote.
+            fits = (np.abs(self.lse - expected) <= reach) | (self.lse == expected)
+            return np.asarray(~(fits | np.isnan(expected)))
 
     def _total(self, model: Model) -> Floats | None:
         """The row sum (N, L) in units of the weight of every key that takes part, where that is one by construction."""
         query, key, value, _ = self.given
         even = value is None and not (query.any() and key.any()) and model.bias is None and model.masked == -math.inf
-        if not even or "value" in model.reads or model.tiled is not None or model.linear_sinks:
+        if not even or "value" in model.reads or not model.plain or model.linear_sinks:
             return None
         if model.counts.max(initial=0) > 1:
             return None
         total: Floats = model.counts.sum(axis=-1) + model.padding
         return total if model.sinks is None else total + np.exp(model.sinks)[:, None]
+
+
+def larger(model: Model, asked: Model) -> float:
+    """How many times as large the scores of a model are as those asked for."""
+    most = model.scale * model.base / (asked.scale * asked.base) if asked.scale > 0 else 1.0
+    if model.bias is None or asked.bias is None:
+        return most
+    return max(most, float(np.abs(model.bias).max() / max(np.abs(asked.bias).max(), 1e-300)))
 
 
 @quiet
@@ -142,4 +156,4 @@ def measure(setting: Setting, probe: str, given: Operands, slack: Slack) -> tupl
         lse = returned.lse
     floor = 2 * S * half_subnormal(contract.probabilities) + half_subnormal(contract.output)
     stored = Stored(contract.output, contract.lse, contract.probabilities, floor)
-    return Measured(probe, given, output, lse, slack, stored), calls
+    return Measured(probe, given, output, lse, slack, stored, setting.model), calls

@@ -9,15 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.arrays import round_to
+from refattn.testing import running
 from refattn.testing.explanation import Explanation
 from refattn.testing.inputs.problems import Inputs, input_dtype
-from refattn.testing.probes.decode import explained
 from refattn.testing.probes.designs import BASE, places
 from refattn.testing.probes.model import Floats, Ints
 from refattn.testing.probes.setting import GAPS, called_with, plain, power
+from refattn.testing.probes.told import explained
 from refattn.testing.probes.words import numbers
 from refattn.testing.running import OPERANDS
 from refattn.testing.spec import KernelSpec
+
+Flags = npt.NDArray[np.bool_]
 
 
 def read_rows(spec: KernelSpec, lengths: tuple[tuple[int, int], ...], like: Inputs) -> list[Explanation]:
@@ -65,12 +68,30 @@ def read_rows(spec: KernelSpec, lengths: tuple[tuple[int, int], ...], like: Inpu
     if returned.fault:
         return [explained(returned.fault)]
     got = returned.output.reshape(B, -1, *returned.output.shape[1:])[..., :count]
-    lost = np.isnan(got).any(axis=(1, 2, 3))
-    if lost.any():
-        # Zeros in these cells change nothing, as their shares have shown.
-        text = "NaN in cells that hold no token reaches the output, though their weight is 0"
-        return [explained(text, numbers("sequence", np.flatnonzero(lost)), bug="B8", strength=1.0)]
-    return _told(got, aim, lengths, S)
+    if _lost(got, aim).any() and (found := _poisoned(spec, given, aim)) is not None:
+        return [found]
+    return _told(got, aim, lengths, S, packed="cu_seqlens_q" in spec.tables)
+
+
+def _lost(got: Floats, aim: Ints) -> Flags:
+    """Sequences of which a row is NaN, or all rows that aim at a token are 0, which no token's value is."""
+    blank, asked = (got == 0).all(axis=(1, 3)), aim >= 0
+    return np.asarray(np.isnan(got).any(axis=(1, 2, 3)) | (asked.any(axis=-1) & (blank | ~asked).all(axis=-1)))
+
+
+def _poisoned(spec: KernelSpec, given: Inputs, aim: Ints) -> Explanation | None:
+    """Whose NaN, in the cells that hold no token, loses the rows: those of values or those of keys."""
+    clean, dirty = running.handed(spec, given, tails=0.0, unused=0.0), running.handed(spec, given)
+    for bug, name in (("", ""), ("B8", "value"), ("B9", "key")):
+        returned = called_with(spec, given, {**clean, **({name: dirty[name]} if name else {})})
+        if returned.fault:
+            return None
+        lost = _lost(returned.output.reshape(len(aim), -1, *returned.output.shape[1:]), aim)
+        if lost.any():
+            text = f"NaN in cells that hold no token reaches the output from the {name}s, though their weight is 0"
+            where = numbers("sequence", np.flatnonzero(lost))
+            return explained(text, where, bug=bug, strength=1.0) if name else None
+    return None
 
 
 def _aims(spec: KernelSpec, lengths: tuple[tuple[int, int], ...], L: int) -> Ints:
@@ -85,7 +106,7 @@ def _aims(spec: KernelSpec, lengths: tuple[tuple[int, int], ...], L: int) -> Int
     return aim
 
 
-def _told(got: Floats, aim: Ints, lengths: tuple[tuple[int, int], ...], S: int) -> list[Explanation]:
+def _told(got: Floats, aim: Ints, lengths: tuple[tuple[int, int], ...], S: int, *, packed: bool) -> list[Explanation]:
     """What the rows (B, H, L) tell that they should not."""
     digits = np.rint(got) - 1
     with np.errstate(invalid="ignore"):
@@ -98,9 +119,9 @@ def _told(got: Floats, aim: Ints, lengths: tuple[tuple[int, int], ...], S: int) 
         return []
     b, h, i = (int(x[0]) for x in np.nonzero(wrong))
     sequences = numbers("sequence", np.nonzero(wrong)[0])
-    if _padded(number, aim, lengths, S):
+    if packed and _padded(number, aim, lengths, S):
         text = f"the queries of sequence b are read from row {L} b on, as if they were padded"
-        return [explained(text, sequences, strength=1.0)]
+        return [explained(text, sequences, bug="E6", strength=1.0)]
     read = int(number[b, h, i])
     what = f"token {read % S} of sequence {read // S}" if 0 <= read < B * S else "no single token"
     text = f"sequence {b}, row {i} gets the values of {what}; it aims at token {aim[b, i]} of its own"

@@ -21,12 +21,12 @@ from refattn.testing.explanation import Explanation
 from refattn.testing.inputs import batches
 from refattn.testing.inputs.batches import Batch
 from refattn.testing.inputs.problems import Inputs, input_dtype, unvaried
-from refattn.testing.probes.decode import explained
 from refattn.testing.probes.measured import within
 from refattn.testing.probes.model import Floats, Ints
 from refattn.testing.probes.packed import read_rows
 from refattn.testing.probes.readings import Readings
 from refattn.testing.probes.setting import called_with, plain
+from refattn.testing.probes.told import explained
 from refattn.testing.probes.words import numbers
 from refattn.testing.running import OPERANDS
 from refattn.testing.spec import KernelSpec
@@ -189,6 +189,9 @@ def _read(memory: Memory, got: Floats) -> list[Explanation]:
         if (other != asked).any() and _fits(memory, got, other).all():
             wrong = np.flatnonzero(~fits.all(axis=(1, 2, 3)))
             return [explained(name, numbers("sequence", wrong), bug=bug, strength=1.0)]
+    if (sequences := _of_query_heads(memory, got, asked, fits)) is not None:
+        name = "sequences of keys start at their tokens times G: H is taken for Hk"
+        return [explained(name, sequences, bug="D9", strength=1.0)]
     return list(itertools.islice(_each(memory, got, asked, fits), FEW))
 
 
@@ -201,6 +204,7 @@ def _suspects(memory: Memory, asked: Floats) -> Iterator[tuple[str | None, str, 
         f"the mask's offset is S - L = {offset} of the padded lengths, the same for all sequences",
         _asked(memory, offset),
     )
+    yield "A2", "causality takes no account of the keys before the queries: S - L is taken for 0", _asked(memory, 0)
     if "block_table" not in memory.spec.tables:
         return
     size, table = memory.spec.stored.page_size, memory.handed["block_table"]
@@ -227,6 +231,16 @@ def _suspects(memory: Memory, asked: Floats) -> Iterator[tuple[str | None, str, 
         reading(lambda b, j: table[0, j // size] * size + j % size),
     )
     yield None, "every page is read from the sequence's first", reading(lambda b, j: table[b, 0] * size + j % size)
+    flat, width, ends = table.reshape(-1), table.shape[1], (keys - 1) // size
+    name = "block_table is read one entry past a sequence's last"
+    for words, from_end in ((", in the place of that", True), (": all entries are those behind", False)):
+
+        def behind(b: int, j: Ints, from_end: bool = from_end) -> Ints:
+            page = j // size
+            entry = b * width + page + (page == ends[b] if from_end else 1)
+            return np.asarray(flat[entry % len(flat)] * size + j % size)
+
+        yield "E2", name + words, reading(behind)
     for group in (2, 4, 8):
         name = f"of each {group} pages the first is read {group} times: the page is not advanced within a tile"
         yield "E1", name, reading(lambda b, j, n=group: table[b, j // (n * size) * n] * size + j % size)
@@ -240,6 +254,31 @@ def _suspects(memory: Memory, asked: Floats) -> Iterator[tuple[str | None, str, 
             moved[b, :, :l][..., cells] = plain(memory.spec, 1, (l, len(j)), memory.spec.features[0]).model.counts
     yield "E3", name, tails
     yield "E3", name + ", and masks are anchored there", moved
+
+
+def _of_query_heads(memory: Memory, got: Floats, asked: Floats, fits: npt.NDArray[np.bool_]) -> str | None:
+    """Which packed sequences begin where they would if there were as many key heads as query heads, if all do."""
+    H, Hk = memory.spec.heads
+    if "cu_seqlens_k" not in memory.spec.tables or "block_table" in memory.spec.tables or H == Hk:
+        return None
+    told = []
+    for b, (l, s) in enumerate(memory.lengths):
+        own = memory.cells(b)
+        if not (l and s):
+            continue
+        cells = own[0] * (H // Hk) + np.arange(s)
+        if cells[-1] >= len(memory.token):
+            # What lies behind the memory is not to be known.
+            if fits[b].all():
+                return None
+            continue
+        read = np.zeros_like(asked[b : b + 1])
+        read[0][..., cells] = asked[b][..., own]
+        if not _fits(memory, got[b : b + 1], read).all():
+            return None
+        if own[0]:
+            told.append(b)
+    return numbers("sequence", told) if told else None
 
 
 def _each(memory: Memory, got: Floats, asked: Floats, fits: npt.NDArray[np.bool_]) -> Iterator[Explanation]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from refattn.contract.formats import unit
-from refattn.testing.probes.designs import DESIGNS, Design, hashed, neutral
+from refattn.testing.probes.designs import DESIGNS, Design, hashed, means, neutral, sunk_rows
 from refattn.testing.probes.measured import Slack
 from refattn.testing.probes.model import Floats, Operands, rounded
 from refattn.testing.probes.setting import Setting, plain, shaped, varied, with_bias, with_sinks
@@ -19,6 +20,7 @@ from refattn.testing.spec import KernelSpec
 SMALL = 2**15
 # The softcap, and the scale in units of 1/sqrt(E), of the settings that vary them.
 SOFTCAP, SCALED = 2.0, 0.625
+EMPTIED = "mask (some rows see nothing)"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def steps(spec: KernelSpec, *, quick: bool) -> Iterator[Step | Skipped]:
             names.remove("key bits")
             yield Skipped("key bits", f"left out of quick runs of {pair[0]} queries and {pair[1]} keys")
         yield Step(setting, {name: DESIGNS[name] for name in names})
+    if quick:
+        yield from _of_shapes(spec, [x for x in uneven if x not in chosen])
     for other in dims[1:] if not quick else dims[1:2]:
         pair = min(chosen, key=lambda x: abs(math.prod(x) - 4096))
         yield Step(
@@ -66,6 +70,16 @@ def steps(spec: KernelSpec, *, quick: bool) -> Iterator[Step | Skipped]:
         )
     pair = chosen[0] if quick else max(uneven or square, key=math.prod)
     yield from _of_arguments(spec, plain(spec, _batch(spec, pair), pair, dims[0]), square, quick)
+
+
+def _of_shapes(spec: KernelSpec, lengths: list[tuple[int, int]]) -> Iterator[Step]:
+    """The shortest chunk behind a cache and the longest of more queries than keys, where rows see some of the keys."""
+    short = sorted((x for x in lengths if x[0] < x[1]), key=lambda x: (x[0], -x[1]))[:1]
+    tall = sorted((x for x in lengths if x[0] > x[1]), key=math.prod)[-1:]
+    for pair, names in [(x, ("mask", "needle")) for x in short] + [(x, ("means",)) for x in tall]:
+        setting = plain(spec, _batch(spec, pair), pair, spec.features[0])
+        if not setting.model.counts.all() and not setting.uneven:
+            yield Step(setting, {name: {**DESIGNS, "means": means}[name] for name in names})
 
 
 def _batch(spec: KernelSpec, lengths: tuple[int, int]) -> int:
@@ -94,19 +108,45 @@ def _of_arguments(
         gap = np.arange(L)[:, None] + S - L - np.arange(S)
         window = np.broadcast_to((gap >= 0) & (gap <= max(1, S // 4)) | (gap < 0) & (np.arange(S) == 0), shape)
         yield Step(varied(setting, "mask", np.ascontiguousarray(window), "mask (a window)"), few)
-        yield Step(varied(setting, "mask", scattered(shape), "mask (scattered)"), {"mask": DESIGNS["mask"]})
+        others = scattered(shape)
+        yield Step(varied(setting, "mask", others, "mask (scattered)"), {"mask": DESIGNS["mask"]})
+        yield Step(varied(setting, "mask", emptied(others), EMPTIED), {"means": means})
+        setting = replace(setting, stale=(others.reshape(-1, L, S), emptied(others).reshape(-1, L, S)))
     if "scale" in spec.accepts:
         scale = SCALED / math.sqrt(setting.dims[0])
         yield Step(varied(setting, "scale", scale), {"temperature": DESIGNS["temperature"]})
     if "softcap" in spec.accepts:
         yield Step(varied(setting, "softcap", SOFTCAP), {"temperature": DESIGNS["temperature"]})
     if "sinks" in spec.accepts:
-        both = {"sinks": DESIGNS["mask"], "temperature": DESIGNS["temperature"]}
-        yield Step(with_sinks(setting, sinks_of(setting)), both)
+        some = {"sinks": DESIGNS["mask"], "temperature": DESIGNS["temperature"], "sunk rows": sunk_rows}
+        yield Step(with_sinks(setting, sinks_of(setting)), some)
+        if (alone := _sinks_alone(spec, setting, packed)) is not None:
+            yield Step(alone, {"means": means})
     if "bias" in spec.accepts and not packed:
         yield Step(with_bias(setting, switched(setting)), {"bias": even_bias})
         if setting.model.scale > 0:
             yield Step(with_bias(setting, graded(setting)), {"bias": graded_bias})
+
+
+def _sinks_alone(spec: KernelSpec, setting: Setting, packed: set[str]) -> Setting | None:
+    """A setting in which some rows see sinks alone, if the kernel can be asked for one."""
+    tall = sorted((x for x in spec.lengths if x[0] > x[1]), key=math.prod)
+    if tall:
+        other = plain(spec, _batch(spec, tall[-1]), tall[-1], setting.dims)
+        if not other.uneven and not other.model.counts.any(axis=-1).all():
+            return with_sinks(other, sinks_of(other))
+    if "mask" not in spec.accepts or packed or setting.uneven:
+        return None
+    shape = (setting.batch, spec.heads[0], *setting.lengths)
+    masked = varied(setting, "mask", emptied(scattered(shape)), EMPTIED)
+    return with_sinks(masked, sinks_of(masked))
+
+
+def emptied(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """A mask with every third row empty."""
+    found = mask.copy()
+    found[..., 1::3, :] = False
+    return found
 
 
 def scattered(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

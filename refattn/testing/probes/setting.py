@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,11 @@ UNITS = 32.0
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A kernel with shapes and arguments. `varied` names the argument that is not as in the plain call."""
+    """A kernel with shapes and arguments.
+
+    `varied` names the argument that is not as in the plain call, `stale` has the masks (N, L, S) that the kernel was
+    given before, where it is given none.
+    """
 
     spec: KernelSpec
     batch: int
@@ -40,6 +44,7 @@ class Setting:
     passed: dict[str, Any]
     model: Model
     varied: str = ""
+    stale: tuple[npt.NDArray[np.bool_], ...] = ()
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -72,18 +77,26 @@ class Setting:
     def eps(self) -> float:
         """Relative error that is accepted where all weights of a row are 0 or equal."""
         contract, model = self.contract, self.model
-        eps = UNITS * unit(contract.accumulator) + self.exp_error
         above = model.sinks is not None and not (model.sinks <= 0).all()
+        eps = UNITS * unit(contract.accumulator) + (self.exponentials if above else self.exp_error)
+        if contract.normalised_probabilities:
+            # The weights are quotients, whose sums are rounded.
+            eps += self.sum_error
         if contract.normalised_probabilities or contract.ahead or above or self.uneven:
             eps += 2 * unit(contract.probabilities)
         return eps + (0.0 if model.bias is None else 8 * unit(contract.accumulator) * float(np.abs(model.bias).max()))
+
+    @property
+    def exponentials(self) -> float:
+        """How far off the weight of a score below the row's maximum may be within the contract, by its exponential."""
+        return 2 * self.contract.exp_ulp * unit(self.contract.accumulator)
 
     @property
     def exp_error(self) -> float:
         """How far the weights of equal scores may be from the row sum, by the error of a rounded exponential."""
         contract = self.contract
         rounds = FORMATS[contract.probabilities].precision < FORMATS[contract.accumulator].precision
-        return 2 * contract.exp_ulp * unit(contract.accumulator) * rounds
+        return self.exponentials * rounds
 
     @property
     def uneven(self) -> bool:
@@ -101,7 +114,7 @@ class Setting:
         return float(errors.product_sum(self.contract, self.lengths[1]))
 
     def score_error(self, size: float) -> float:
-        """How far off scores of a size may be within the contract."""
+        """How far off the weights of scores of a size may be within the contract, what `exp_error` says aside."""
         contract = self.contract
         relative = 16 * unit(contract.accumulator)
         if FORMATS[contract.scores].precision < FORMATS[contract.accumulator].precision:
@@ -109,7 +122,7 @@ class Setting:
         relative += sum(2 * unit(getattr(contract, name)) for name in contract.rounded if name != "value")
         if self.model.cap is not None:
             relative += 2 * contract.tanh_ulp * unit(contract.accumulator) + 16 * unit(contract.accumulator)
-        return relative * size
+        return relative * size + max(0.0, self.exponentials - self.exp_error)
 
     def inputs(self, given: Operands) -> Inputs:
         """The operands as arrays (B, H, L, E) in the dtypes of the contract."""
@@ -167,7 +180,8 @@ def varied(setting: Setting, name: str, value: Any, label: str = "") -> Setting:
     """The setting with another value of an argument that the kernel takes."""
     arguments = {**setting.arguments, name: masks.array(value) if name == "mask" else value}
     passed = {**setting.passed, name: value}
-    return _made(setting.spec, setting.batch, setting.lengths, setting.dims, arguments, passed, label or name)
+    made = _made(setting.spec, setting.batch, setting.lengths, setting.dims, arguments, passed, label or name)
+    return replace(made, stale=() if name == "mask" else setting.stale)
 
 
 def with_bias(setting: Setting, bias: Floats) -> Setting:

@@ -12,9 +12,9 @@ import numpy as np
 
 from refattn._core.arrays import round_to
 from refattn._core.checks import check_choice, check_integer
-from refattn.testing.inputs.cases import Case, asked_of, inputs_of, limits, operand_dtypes, put_together
+from refattn.testing.inputs.cases import Case, asked_of, inputs_of, limits, put_together
 from refattn.testing.inputs.cutting import Index, cut
-from refattn.testing.inputs.problems import Inputs
+from refattn.testing.inputs.problems import Inputs, operand_dtypes
 from refattn.testing.laws import CHECKS
 from refattn.testing.laws.observing import Violation
 from refattn.testing.laws.stating import Law

@@ -13,6 +13,7 @@ from refattn import biases, masks
 from refattn._call import Call, prepare
 from refattn._core import checks
 from refattn._core.arrays import FLOATS, Array, dtype_name, is_array, to_numpy
+from refattn._core.descale import check_whole, on_host
 from refattn.contract import Contract, resolve
 from refattn.conventions import Convention
 from refattn.layouts import Layout
@@ -59,6 +60,7 @@ def check(
     sinks: Array | None = None,
     dropout_mask: Keep = None,
     dropout_p: float = 0.0,
+    descale: tuple[Any, Any, Any] | None = None,
 ) -> Verdict:
     """Judge a kernel's result by the bound that its declared numerics imply.
 
@@ -107,6 +109,9 @@ def check(
         taken over. An argument given beside it must be the same one.
     mask, bias, is_causal, scale, softcap, sinks, dropout_mask, dropout_p : see `refattn.attention`
         What the kernel was asked for.
+    descale : tuple (query, key, value), optional
+        Factors of quantised operands, as `refattn.attention` takes them in every layout: what they make of the operands
+        counts as exact.
 
     Returns
     -------
@@ -152,11 +157,12 @@ def check(
     function = "check"
     given = {
         "mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "softcap": softcap, "sinks": sinks,
-        "dropout_mask": dropout_mask, "dropout_p": dropout_p,
+        "dropout_mask": dropout_mask, "dropout_p": dropout_p, "descale": descale,
     }  # fmt: skip
     words: dict[str, Any] = {"layout": layout, "lse_base": lse_base, "empty_row": empty_row}
     if convention is not None:
         given, words = _merged(function, convention, given, words)
+    given["descale"] = on_host(function, given["descale"])
     stored = _layout(function, words["layout"])
     for name, choices in (("lse_base", tuple(LSE_BASES)), ("empty_row", tuple(EMPTY_ROWS))):
         checks.check_choice(function, name, words[name], choices)
@@ -175,6 +181,7 @@ def check(
         arrays = {"output": output, "query": query, "key": key, "value": value, "lse": lse}
         host = {name: _host(function, name, x, "bhld") for name, x in arrays.items() if x is not None}
         held = sequences.unstored(function, stored, host, tables)
+        check_whole(function, given["descale"], len(held.queries))
         packed = cu_seqlens_q is not None
         result = sequences.result_of(function, "output", host["output"], stored, held, packed=packed)
         logs = sequences.result_of(function, "lse", host["lse"], stored, held, packed=packed) if "lse" in host else None

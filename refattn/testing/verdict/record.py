@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn.contract import Contract
-from refattn.testing.effects.measuring import Effect
+from refattn.testing.effects.record import Effect
 
 Ints = npt.NDArray[np.int64]
 

@@ -1,0 +1,40 @@
+"""Which bugs of the catalogue each probe tells, by their ids."""
+
+from __future__ import annotations
+
+TELLS: dict[str, tuple[str, ...]] = {
+    "mask": (
+        "A1",
+        "A4",
+        "A6",
+        "A8",
+        "A9",
+        "A12",
+        "A14",
+        "A15",
+        "A16",
+        "A17",
+        "A18",
+        "B1",
+        "B5",
+        "B6",
+        "B17",
+        "B19",
+        "D5",
+        "D12",
+        "D17",
+        "F1",
+        "F7",
+    ),
+    "needle": ("A5", "A10", "D1", "D2", "D3", "D8", "D10"),
+    "temperature": ("B11", "B20", "C1", "C2", "C4", "C5", "C6", "C7", "C8", "C9"),
+    "score bits": ("B15",),
+    "far": ("B4", "B12"),
+    "stairs": ("B2", "B13"),
+    "means": ("A13", "B3", "E7"),
+    "sinks": ("F9", "F10", "F11", "F12"),
+    "sunk rows": ("B14",),
+    "bias": ("B16", "C11", "C12", "C14", "C16"),
+    "lse": ("C13", "D11", "F2", "F3", "F5", "F6", "F8", "F13"),
+    "pages": ("A2", "A3", "B8", "B9", "D9", "E1", "E2", "E3", "E5", "E6"),
+}
