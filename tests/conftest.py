@@ -31,7 +31,11 @@ settings.register_profile("long", max_examples=20_000, **COMMON)
 settings.load_profile("quick")
 
 
-@pytest.fixture(scope="session", params=NAMES)
+# What holds of arrays that may not be written to holds of others; those have their turn in `make test-all`.
+ONCE = [pytest.param(name, marks=pytest.mark.slow) if name == "numpy" else name for name in NAMES]
+
+
+@pytest.fixture(scope="session", params=ONCE)
 def namespace(request: pytest.FixtureRequest) -> Library:
     """Every array library in turn; PyTorch is skipped, and counted as skipped, where it is not installed."""
     return library(request.param)

@@ -57,9 +57,18 @@ def test_star_import_gives_the_public_names() -> None:
     assert set(given) == set(refattn.__all__)
 
 
-@pytest.mark.parametrize("name", refattn.__all__)
-def test_each_name_is_served_in_a_fresh_process(name: str) -> None:
-    assert run(f"from refattn import {name}; import refattn; print({name} is refattn.{name})") == "True\n"
+def test_each_name_is_served_where_nothing_of_the_package_was_imported() -> None:
+    code = f"""
+import sys
+for name in {refattn.__all__!r}:
+    for loaded in [x for x in sys.modules if x.partition(".")[0] == "refattn"]:
+        del sys.modules[loaded]
+    served = {{}}
+    exec(f"from refattn import {{name}}; import refattn", served)
+    assert served[name] is getattr(served["refattn"], name), name
+print("all")
+"""
+    assert run(code) == "all\n"
 
 
 def test_a_name_that_is_not_public_is_refused() -> None:

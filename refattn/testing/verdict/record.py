@@ -148,8 +148,9 @@ class Verdict:
                 found.append(f"  {name}: {_worst(element, used, name, self.entry)}")
         if len(self.wrong_rows):
             found.append(f"  where: {self._where()}")
-        found += [f"  effect: {effect.text} ({effect.where})" for effect in self.effects]
+        # A symptom explains wrong rows; an effect may say no more than that they are wrong.
         found += [f"  symptom: {symptom}" for symptom in self.symptoms]
+        found += [f"  effect: {effect.text} ({effect.where})" for effect in self.effects]
         if self.passes_under is not None:
             found.append(f"  passes under contract {self.passes_under}: declare it if the kernel stores its scores")
         if self.not_judged:
