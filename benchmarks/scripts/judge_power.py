@@ -18,6 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from refattn.testing.diagnosis import fitting  # noqa: E402
 from tests.judge import measure  # noqa: E402
 from tests.judge.planted import EVERY, OUTSIDE, PLANTED  # noqa: E402
 
@@ -89,8 +90,11 @@ def main():
     parser.add_argument("--variants", type=int, default=20, help="variants without a bug (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default 0)")
     parser.add_argument("--full", action="store_true", help="all problems of each check, not the quick few")
+    parser.add_argument("--without-fit", action="store_true", help="diagnose without the fit of bugs to the numbers")
     parser.add_argument("--drawn", action="store_true", help="plant each bug in a kernel of drawn numerics")
     given = parser.parse_args()
+    if given.without_fit:
+        fitting.fits = lambda samples: []
     unknown = [key for key in given.bugs if key not in EVERY]
     if unknown:
         parser.error(f"no such bug: {', '.join(unknown)}")

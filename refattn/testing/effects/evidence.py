@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn.contract import Contract, Problem
-from refattn.contract.formats import half_ulp
+from refattn.contract.formats import half_ulp, unit
 from refattn.contract.moments import weights
 from refattn.contract.statistics import Noise
 from refattn.masks import Mask
@@ -164,7 +164,10 @@ class Evidence:
         every, best = np.arange(len(noise)), np.zeros(len(noise))
         key, size = np.zeros(len(noise), dtype=np.int64), np.zeros(len(noise))
         both = np.stack([np.ones_like(noise), UNEVEN_KEY**2 * noise]).astype(np.float32)
-        lse, least = rows.lse.astype(np.float32)[:, None], normal.astype(np.float32)[:, None]
+        # What is added to a sum far above it is rounded in all columns alike, which is no chance and no key's doing.
+        top = np.max([tile.scores.max(axis=1) for tile in weights(rows)], axis=0) - rows.lse
+        lost = top + math.log(S * unit(self.contract.accumulator))
+        lse, least = rows.lse.astype(np.float32)[:, None], np.maximum(normal, lost).astype(np.float32)[:, None]
         for tile in weights(rows):
             X, D = white.products(rows, tile.keys)
             P = np.where(tile.scores - lse >= least, tile.weights, np.float32(0))
