@@ -40,7 +40,8 @@ def check(problem: Problem, got: Any, lib: Library) -> None:
         assert_agree(lib.values(x).reshape(wanted.shape), wanted, radius, held=held, dtype=dtype, what=name)
 
 
-EACH = [("flash_attention", name) for name in ("window", "both", "alibi", "dropout", "large")]
+EACH: list[Any] = [("flash_attention", name) for name in ("window", "both")]
+EACH += [pytest.param("flash_attention", name, marks=pytest.mark.slow) for name in ("alibi", "dropout", "large")]
 EACH += [("flash_2022", "both"), ("flash_decode", "both"), ("flash_decode", "dropout")]
 
 

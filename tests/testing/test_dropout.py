@@ -71,7 +71,7 @@ def test_the_reference_drops_as_told_in_every_format(name: str) -> None:
     assert report.passed, report.text
 
 
-@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_kernel_that_does_not_is_found_by_this_check_alone(mistake: str, *, quick: bool) -> None:
     report = check_kernel(KernelSpec(dropping(mistake), returns=("output", "lse"), **SMALL), quick=quick)

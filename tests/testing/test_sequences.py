@@ -74,7 +74,7 @@ WRONG += [(paged(mistake), accepts, "blhd") for mistake in PAGED for accepts in 
 @pytest.mark.parametrize(
     ("kernel", "accepts", "layout"),
     [
-        pytest.param(*x, id=f"{x[0].__name__}-{len(x[1])}", marks=[pytest.mark.slow] * (x[1] == CACHE and n % 4 > 0))
+        pytest.param(*x, id=f"{x[0].__name__}-{len(x[1])}", marks=[pytest.mark.slow] * (x[1] == CACHE))
         for n, x in enumerate(WRONG)
     ],
 )
