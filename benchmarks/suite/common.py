@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,24 @@ def cases() -> dict[str, dict[str, Any]]:
     }
 
 
-def arguments(form: str, case: str) -> dict[str, Any]:
+def needed(function: str, length: int) -> dict[str, Any]:
+    """What a function can't do without besides its arrays: the drawn numbers of those that estimate, of fixed sizes."""
+    made = {
+        "projection": lambda: ra.random_projection(256, DIM, rng=0),
+        "key_projection": lambda: ra.linformer_projection(length, 64, rng=0),
+    }
+    parameters = inspect.signature(getattr(ra, function)).parameters.values()
+    names = [x.name for x in parameters if x.kind is x.KEYWORD_ONLY and x.default is x.empty]
+    return {name: made[name]().astype(np.float32) for name in names}
+
+
+def arguments(form: str, case: str, length: int) -> dict[str, Any]:
     """Arguments of a case; NotImplementedError, which asv shows as n/a, where the function declares too few."""
     function, implementation = form.split("/")
     given, declared = cases()[case], getattr(ra, function).capabilities.arguments
     if not set(given) <= set(declared):
         raise NotImplementedError
+    given = {**given, **needed(function, length)}
     return given if implementation == "reference" else {**given, "implementation": implementation}
 
 

@@ -19,7 +19,7 @@ def named(function: str, text: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:
-        raise ImportError(f"{function}: {module} could not be imported: {type(error).__name__}: {error}") from None
+        raise ImportError(f"{function}: {module} could not be imported: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise AttributeError(f"{function}: {module} has no {name!r}.")
