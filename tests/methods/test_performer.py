@@ -252,19 +252,6 @@ def test_the_error_keeps_its_bound(kind: str, orthogonal: bool) -> None:
     assert np.sum(kept) >= 100 - 5 * np.sqrt(50)
 
 
-def test_the_bound_on_weights_is_attained() -> None:
-    """Two keys of equal weight, whose estimates err by e in opposite directions."""
-    from refattn.methods.performer.bound import moved
-
-    for e in (1e-9, 0.1, 0.5, 0.99):
-        worst = 0.0
-        for p in np.linspace(0.001, 0.999, 999):
-            a, b = p * (1 + e), (1 - p) * (1 - e)
-            worst = max(worst, abs(a / (a + b) - p))
-        assert worst <= moved(np.array(e)) * (1 + 1e-6) + U
-        assert worst >= moved(np.array(e)) * (1 - 1e-5)
-
-
 def test_the_bound_says_no_more_than_it_knows() -> None:
     q = np.full((1, 1, 4), 9.0)
     v = np.array([[[0.0, 0.0], [3.0, 4.0]]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from refattn._call import AttentionGradient, prepare
@@ -222,9 +223,10 @@ def nystrom_attention_gradient(
     xp = _check(name, grad_output, query, key, value)
     call = prepare(name, query, key, value, scale=scale, dtype="float64", **NOTHING)
     M, iterations, coupled = check_landmarks(name, landmarks, iterations, coupled, call.score.lengths)
+    steps = partial(reference.iterates, iterations=iterations, coupled=coupled, xp=xp)
     found = gradient.nystrom(
-        *call.grouped(), call.split(float64(grad_output, xp), 2), landmarks=M, iterations=iterations, coupled=coupled,
-        scale=call.score.scale, softmax=reference.softmax, xp=xp,
+        *call.grouped(), call.split(float64(grad_output, xp), 2), landmarks=M, coupled=coupled,
+        scale=call.score.scale, softmax=reference.softmax, iterates=steps, xp=xp,
     )  # fmt: skip
     return AttentionGradient(**_rounded(name, {"query": query, "key": key, "value": value}, found, dtype, xp))
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from refattn._call import prepare
 from refattn._core.arrays import Array, quiet, to_numpy
 from refattn._core.checks import check_integer
+from refattn.contract.averages import diameter, moved_by_scores
 
 
 @quiet
@@ -71,6 +72,4 @@ def linformer_error_bound(
     blocks = K.reshape(*K.shape[:-2], R, S // R, K.shape[-1])
     apart = (blocks - blocks.mean(axis=-2, keepdims=True)).reshape(K.shape)
     eta = np.abs(call.score.scale * (Q @ np.swapaxes(apart, -1, -2))).max(axis=-1)
-    middle = (V.max(axis=-2, keepdims=True) + V.min(axis=-2, keepdims=True)) / 2
-    diameter = 2 * np.sqrt(np.sum((V - middle) ** 2, axis=-1)).max(axis=-1, keepdims=True)
-    return np.asarray(call.headed(np.tanh(eta / 2) * diameter, 1))
+    return np.asarray(call.headed(moved_by_scores(eta) * diameter(V), 1))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from refattn._core.arrays import Array, Namespace, device
 
 Softmax = Callable[..., Array]
+Iterates = Callable[[Array], list[Array]]
 
 
 class LinformerGradients(NamedTuple):
@@ -36,15 +37,15 @@ def linformer(
 
 
 def nystrom(
-    Q: Array, K: Array, V: Array, dO: Array, *, landmarks: int, iterations: int, coupled: bool, scale: float,
-    softmax: Softmax, xp: Namespace,
+    Q: Array, K: Array, V: Array, dO: Array, *, landmarks: int, coupled: bool, scale: float, softmax: Softmax,
+    iterates: Iterates, xp: Namespace,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Back through O = F Z B V with Z the iterate of A, by query, key and value."""
     T, M = xp.matrix_transpose, landmarks
     to_Q, to_K = averages(Q, M, xp=xp), averages(K, M, xp=xp)
     Q_tilde, K_tilde = xp.matmul(to_Q, Q), xp.matmul(to_K, K)
     F, A, B = (softmax(scale * xp.matmul(q, T(k)), xp=xp) for q, k in ((Q, K_tilde), (Q_tilde, K_tilde), (Q_tilde, K)))
-    steps = iterates(A, iterations=iterations, coupled=coupled, xp=xp)
+    steps = iterates(A)
     Z, BV = steps[-1], xp.matmul(B, V)
     dZ = xp.matmul(xp.matmul(T(F), dO), T(BV))
     dF = scale * through_softmax(F, xp.matmul(dO, T(xp.matmul(Z, BV))), xp=xp)
@@ -56,17 +57,6 @@ def nystrom(
     dQ = xp.matmul(dF, K_tilde) + xp.matmul(T(to_Q), dQ_tilde)
     dK = xp.matmul(T(dB), Q_tilde) + xp.matmul(T(to_K), dK_tilde)
     return dQ, shared(dK, xp=xp), shared(xp.matmul(T(B), dBV), xp=xp)
-
-
-def iterates(A: Array, *, iterations: int, coupled: bool, xp: Namespace) -> list[Array]:
-    """All Z of the iteration, the first one included; rows of A sum to 1."""
-    one = xp.eye(A.shape[-1], dtype=A.dtype, device=device(A))
-    found = [xp.matrix_transpose(A) / largest_column(A, coupled=coupled, xp=xp)]
-    for _ in range(iterations):
-        X = xp.matmul(A, found[-1])
-        W = 15 * one - xp.matmul(X, 7 * one - X)
-        found.append(xp.matmul(found[-1], 13 * one - xp.matmul(X, W)) / 4)
-    return found
 
 
 def through_iterates(A: Array, steps: list[Array], dZ: Array, *, coupled: bool, xp: Namespace) -> Array:
@@ -84,18 +74,13 @@ def through_iterates(A: Array, steps: list[Array], dZ: Array, *, coupled: bool, 
         dX = -xp.matmul(d13, T(W_15)) - xp.matmul(d15, T(W_7)) - d7
         dZ = xp.matmul(dZ, T(W_13)) / 4 + xp.matmul(T(A), dX)
         dA = dA + xp.matmul(dX, T(Z))
-    # Z_0 = A^T / c, c the largest column sum, which columns that are equally large share.
-    c, Z_0 = largest_column(A, coupled=coupled, xp=xp), steps[0]
-    dc = -xp.sum(dZ * Z_0, axis=None if coupled else (-1, -2), keepdims=True) / c
+    # Z_0 = A^T / (c r): c the largest column sum, which columns that are equally large share, and r a row sum, 1.
+    axes, Z_0 = None if coupled else (-1, -2), steps[0]
     columns = xp.sum(A, axis=-2, keepdims=True)
+    c = xp.max(columns, axis=axes, keepdims=True)
     top = xp.astype(columns == c, A.dtype)
-    top = top / xp.sum(top, axis=None if coupled else (-1, -2), keepdims=True)
+    dc = -xp.sum(dZ * Z_0, axis=axes, keepdims=True) / (c * xp.sum(top, axis=axes, keepdims=True))
     return dA + T(dZ) / c + dc * top
-
-
-def largest_column(A: Array, *, coupled: bool, xp: Namespace) -> Array:
-    """The largest column sum, of each matrix or of all."""
-    return xp.max(xp.sum(A, axis=-2, keepdims=True), axis=None if coupled else (-1, -2), keepdims=True)
 
 
 def averages(X: Array, M: int, *, xp: Namespace) -> Array:

@@ -30,19 +30,23 @@ def nystrom_attention(
 
 
 def pseudo_inverse(A: Array, *, iterations: int, coupled: bool, xp: Namespace) -> Array:
-    """The paper's iteration for the pseudo-inverse of nonnegative A (..., M, M).
+    """The paper's iteration for the pseudo-inverse of nonnegative A (..., M, M): its last step."""
+    return iterates(A, iterations=iterations, coupled=coupled, xp=xp)[-1]
 
-    It begins at A^T over the product of the largest column sum and the largest row sum; `coupled` takes these over all
-    matrices together, as published programs do.
+
+def iterates(A: Array, *, iterations: int, coupled: bool, xp: Namespace) -> list[Array]:
+    """All steps of the iteration, the first being A^T over the product of the largest column sum and largest row sum.
+
+    `coupled` takes these sums over all matrices together, as published programs do.
     """
     axes = None if coupled else (-1, -2)
     columns = xp.max(xp.sum(A, axis=-2, keepdims=True), axis=axes, keepdims=True)
     rows = xp.max(xp.sum(A, axis=-1, keepdims=True), axis=axes, keepdims=True)
-    Z, one = xp.matrix_transpose(A) / (columns * rows), xp.eye(A.shape[-1], dtype=A.dtype, device=device(A))
+    found, one = [xp.matrix_transpose(A) / (columns * rows)], xp.eye(A.shape[-1], dtype=A.dtype, device=device(A))
     for _ in range(iterations):
-        AZ = xp.matmul(A, Z)
-        Z = xp.matmul(Z, 13 * one - xp.matmul(AZ, 15 * one - xp.matmul(AZ, 7 * one - AZ))) / 4
-    return Z
+        AZ = xp.matmul(A, found[-1])
+        found.append(xp.matmul(found[-1], 13 * one - xp.matmul(AZ, 15 * one - xp.matmul(AZ, 7 * one - AZ))) / 4)
+    return found
 
 
 def means(X: Array, M: int, *, xp: Namespace) -> Array:

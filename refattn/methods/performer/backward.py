@@ -18,7 +18,6 @@ CAPABILITIES = replace(
     function="performer_attention_gradient",
     method="gradient of random-feature attention",
     inputs=("grad_output", *WHOLE.inputs),
-    memory="O((L + S) M)",
 )
 
 

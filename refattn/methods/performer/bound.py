@@ -8,6 +8,7 @@ import numpy.typing as npt
 from refattn._call import prepare
 from refattn._core.arrays import Array, quiet, to_numpy
 from refattn._core.checks import check_choice, check_flag, check_integer, check_real
+from refattn.contract.averages import diameter, moved_by_factors
 
 Floats = npt.NDArray[np.float64]
 KINDS = ("positive", "hyperbolic", "trigonometric")
@@ -105,7 +106,7 @@ def performer_error_bound(
     products = x @ np.swapaxes(y, -1, -2)
     error = relative_error(squares + 2 * products, squares - 2 * products, M, kind, failure / max(products.size, 1))
     worst = np.max(error, axis=-1, initial=0.0)
-    bound = moved(worst) * diameter(V)
+    bound = moved_by_factors(np.minimum(worst, 1.0)) * diameter(V)
     beyond = np.inf if kind == "trigonometric" else diameter(V)
     return np.asarray(call.headed(np.where(worst < 1, bound, beyond), 1))
 
@@ -116,18 +117,3 @@ def relative_error(sums: Floats, differences: Floats, M: int, kind: str, failure
         return np.asarray(np.sqrt(2 * np.log(2 / failure) / M) * np.exp(np.maximum(differences, 0.0) / 2))
     variance = np.expm1(sums) if kind == "positive" else 2 * np.sinh(sums / 2) ** 2
     return np.sqrt(np.maximum(variance, 0.0) / (M * failure))
-
-
-def moved(error: Floats) -> Floats:
-    """The share of the values' diameter that an output may move by where all its weights err by up to `error`."""
-    e = np.minimum(error, 1.0)
-    # (1 - sqrt(1 - e^2)) / e without the cancellation.
-    return np.asarray(e / (1 + np.sqrt(1 - e * e)))
-
-
-def diameter(V: Floats) -> Floats:
-    """A number (..., 1) not below the largest distance of two rows of V: twice the radius about the midrange."""
-    if V.shape[-2] == 0:
-        return np.zeros((*V.shape[:-2], 1))
-    middle = (V.max(axis=-2, keepdims=True) + V.min(axis=-2, keepdims=True)) / 2
-    return np.asarray(2 * np.sqrt(np.sum((V - middle) ** 2, axis=-1)).max(axis=-1, keepdims=True))

@@ -13,5 +13,5 @@ CAPABILITIES = Capabilities(
     arguments=("projection", "features", "is_causal", "scale", "eps", "dtype"),
     accumulation="float64",
     time="O((L + S) M (E + Ev))",
-    memory="O(M Ev), non-causal O((L + S) M)",
+    memory="O((L + S) M)",
 )

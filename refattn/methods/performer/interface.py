@@ -70,8 +70,8 @@ def performer_attention(
 
     Notes
     -----
-    Cost: (E + Ev) M multiply-adds and M exponentials for each query and key; memory O((L + S) M), with `is_causal`
-    O(L (M + Ev)), where keys are taken one by one.
+    Cost: (E + Ev) M multiply-adds and M exponentials for each query and key; memory O((L + S) M). With `is_causal` keys
+    are taken one by one.
 
     Numerics: float64, the output is rounded once. Features are kept as logarithms and divided by what they reach, for
     keys by a running maximum for each feature; both cancel, so that nothing overflows and no later key matters.

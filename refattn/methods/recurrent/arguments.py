@@ -43,7 +43,7 @@ class Call:
     """A checked call in float64, with all H heads: query, key (..., H, L, E), value (..., H, L, Ev), and the steps.
 
     decay is (..., H, L, 1 or E), 0 where none was given; beta (..., H, L, 1); state (..., H, E, Ev), with an axis N of
-    sequences in front of H where L is cut into some. `heads` are those of query, key and value as they came.
+    sequences in front of H where L is cut into some.
     """
 
     xp: Namespace
@@ -56,7 +56,6 @@ class Call:
     state: Array
     scale: float
     sequences: tuple[slice, ...] | None
-    heads: tuple[int, int, int]
     dtype: str
 
     @property
@@ -158,8 +157,8 @@ def prepare(
     xp = array_namespace(function, **arrays, **more)
     to = checks.check_output_dtype(function, dtype, query)
     checks.check_held(function, to, xp)
-    lead, heads = _check_operands(function, query, key, value)
-    H, L, E, Ev = max(heads), query.shape[-2], query.shape[-1], value.shape[-1]
+    lead, H = _check_operands(function, query, key, value)
+    L, E, Ev = query.shape[-2], query.shape[-1], value.shape[-1]
     sequences = None if cu_seqlens is None else _sequences(function, cu_seqlens, L)
     _check_steps(function, (*lead, H, L), E, decay=decay, beta=beta, low_rank_a=a, low_rank_b=b)
     shape = (*lead, *(() if sequences is None else (len(sequences),)), H, E, Ev)
@@ -182,7 +181,6 @@ def prepare(
         state=xp.zeros(shape, dtype=xp.float64, device=device(query)) if S is None else S,
         scale=1.0 / math.sqrt(E) if factor is None else factor,
         sequences=sequences,
-        heads=heads,
         dtype=to,
     )
 
@@ -220,10 +218,8 @@ def _check_rule(function: str, rule: str, **given: object) -> None:
             )
 
 
-def _check_operands(
-    function: str, query: Array, key: Array, value: Array
-) -> tuple[tuple[int, ...], tuple[int, int, int]]:
-    """Leading axes, and the heads of query, key and value, whose numbers divide the largest of query's and value's."""
+def _check_operands(function: str, query: Array, key: Array, value: Array) -> tuple[tuple[int, ...], int]:
+    """Leading axes, and the number of heads H = max(Hq, Hv), which those of query, key and value divide."""
     for name, x, axes in (
         ("query", query, "(..., Hq, L, E)"),
         ("key", key, "(..., Hk, L, E)"),
@@ -250,7 +246,7 @@ def _check_operands(
             f"{function}: the numbers of heads (axis -3) of query, key and value must divide H = max(Hq, Hv), and "
             f"features E be at least 1; got Hq={heads[0]}, Hk={heads[1]}, Hv={heads[2]}, E={query.shape[-1]}."
         )
-    return lead, heads
+    return lead, H
 
 
 def _check_steps(function: str, rows: tuple[int, ...], E: int, **given: Array | None) -> None:
