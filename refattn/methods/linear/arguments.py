@@ -82,8 +82,7 @@ def gather(
     dtype: object,
 ) -> Linear:
     """Check the arguments, make the features, and gather all."""
-    shared = {"bias": None, "softcap": None, "sinks": None}
-    call = prepare(function, query, key, value, mask=mask, is_causal=is_causal, scale=scale, dtype=dtype, **shared)
+    call = prepare(function, query, key, value, mask=mask, is_causal=is_causal, scale=scale, dtype=dtype)
     checks.check_choice(function, "form", form, FORMS)
     checks.check_choice(function, "eps_rule", eps_rule, RULES)
     checks.check_flag(function, "normalize", normalize)

@@ -26,7 +26,6 @@ OF_NYSTROM = replace(
     method="gradient of Nystrom attention",
     inputs=("grad_output", *NYSTROM.inputs),
 )
-NOTHING = {"mask": None, "bias": None, "is_causal": False, "softcap": None, "sinks": None}
 
 
 class LinformerGradient(NamedTuple):
@@ -129,7 +128,7 @@ def linformer_attention_gradient(
     choose(OF_LINFORMER, implementation)
     name = OF_LINFORMER.function
     xp = _check(name, grad_output, query, key, value)
-    call = prepare(name, query, key, value, scale=scale, dtype="float64", **NOTHING)
+    call = prepare(name, query, key, value, scale=scale, dtype="float64")
     E, F = projections(name, key_projection, value_projection, key, xp)
     dO = call.split(float64(grad_output, xp), 2)
     found = gradient.linformer(*call.grouped(), E, F, dO, scale=call.score.scale, softmax=reference.softmax, xp=xp)
@@ -221,7 +220,7 @@ def nystrom_attention_gradient(
     choose(OF_NYSTROM, implementation)
     name = OF_NYSTROM.function
     xp = _check(name, grad_output, query, key, value)
-    call = prepare(name, query, key, value, scale=scale, dtype="float64", **NOTHING)
+    call = prepare(name, query, key, value, scale=scale, dtype="float64")
     M, iterations, coupled = check_landmarks(name, landmarks, iterations, coupled, call.score.lengths)
     steps = partial(reference.iterates, iterations=iterations, coupled=coupled, xp=xp)
     found = gradient.nystrom(

@@ -63,8 +63,7 @@ def linformer_error_bound(
     """
     name = "linformer_error_bound"
     R = check_integer(name, "rank", rank, least=1)
-    nothing = {"mask": None, "bias": None, "softcap": None, "sinks": None, "is_causal": False}
-    call = prepare(name, query, key, value, scale=scale, dtype="float64", **nothing)
+    call = prepare(name, query, key, value, scale=scale, dtype="float64")
     S = call.score.lengths[1]
     if S % R or not S:
         raise ValueError(f"{name}: rank must divide the number of keys S={S}, at least 1; got {R}.")

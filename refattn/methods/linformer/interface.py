@@ -89,10 +89,7 @@ def linformer_attention(
     """
     choose(LINFORMER, implementation)
     name = LINFORMER.function
-    call = prepare(
-        name, query, key, value, mask=None, bias=None, is_causal=False, scale=scale, softcap=None, sinks=None,
-        dtype=dtype,
-    )  # fmt: skip
+    call = prepare(name, query, key, value, scale=scale, dtype=dtype)
     E, F = projections(name, key_projection, value_projection, key, call.xp)
     O = reference.linformer_attention(*call.grouped(), E, F, scale=call.score.scale, xp=call.xp)
     return call.rounded(call.headed(O, 2))

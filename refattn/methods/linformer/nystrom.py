@@ -92,10 +92,7 @@ def nystrom_attention(
     """
     choose(NYSTROM, implementation)
     name = NYSTROM.function
-    call = prepare(
-        name, query, key, value, mask=None, bias=None, is_causal=False, scale=scale, softcap=None, sinks=None,
-        dtype=dtype,
-    )  # fmt: skip
+    call = prepare(name, query, key, value, scale=scale, dtype=dtype)
     M, iterations, coupled = check_landmarks(name, landmarks, iterations, coupled, call.score.lengths)
     O = reference.nystrom_attention(
         *call.grouped(), landmarks=M, iterations=iterations, coupled=coupled, scale=call.score.scale, xp=call.xp

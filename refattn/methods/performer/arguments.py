@@ -44,10 +44,7 @@ def gather(
     """Check the arguments, and make the features."""
     checks.check_choice(function, "features", features, KINDS)
     added = check_eps(function, eps, features, is_causal=is_causal)
-    call = prepare(
-        function, query, key, value, mask=None, bias=None, is_causal=is_causal, scale=scale, softcap=None, sinks=None,
-        dtype=dtype,
-    )  # fmt: skip
+    call = prepare(function, query, key, value, is_causal=is_causal, scale=scale, dtype=dtype)
     W = check_projection(function, projection, query)
     if call.score.scale < 0:
         raise ValueError(f"{function}: scale must not be negative: its root goes into queries and keys; got {scale}.")

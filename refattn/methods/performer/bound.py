@@ -96,8 +96,7 @@ def performer_error_bound(
     failure = 1.0 - check_real(name, "confidence", confidence, "a real number")
     if not 0 < failure < 1:
         raise ValueError(f"{name}: confidence must lie between 0 and 1; got {confidence}.")
-    nothing = {"mask": None, "bias": None, "softcap": None, "sinks": None, "is_causal": False}
-    call = prepare(name, query, key, value, scale=scale, dtype="float64", **nothing)
+    call = prepare(name, query, key, value, scale=scale, dtype="float64")
     if call.score.scale < 0:
         raise ValueError(f"{name}: scale must not be negative; got {scale}.")
     Q, K, V = (to_numpy(x) for x in call.grouped())
