@@ -92,7 +92,8 @@ class KernelSpec:
         listed as not run: gradients are not judged yet.
     expected_failures : mapping of str to str, optional
         Reasons by name of check, of `check_kernel` or of ``refattn.testing.laws``. An expected failure is listed and no
-        finding; one that passes is a finding. No law asks for an argument whose own check is expected to fail.
+        finding; one that passes is a finding. No law asks for an argument whose own check is expected to fail, and no
+        probe for rows without keys where "empty_rows" is.
 
     Raises
     ------

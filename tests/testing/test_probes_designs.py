@@ -128,3 +128,18 @@ def test_sums_of_quotients_and_exponentials_below_0_are_allowed_for(accepts: tup
     numerics = replace(contract.eager("float32"), exp_ulp=1024.0)
     spec = KernelSpec(quotients, accepts=accepts, contract=numerics, lengths=((17, S),), dims=((64, 80),))
     assert probe(spec).passed
+
+
+def test_rows_without_keys_are_left_alone_where_they_are_expected_to_differ() -> None:
+    def mean(query: Any, key: Any, value: Any, *, mask: Any = None) -> Any:
+        output = ra.attention(query, key, value, mask=mask)
+        if mask is None:
+            return output
+        means = np.repeat(value.mean(axis=2, keepdims=True), query.shape[1] // value.shape[1], axis=1)
+        return np.where(mask.any(axis=-1, keepdims=True), output, means).astype(output.dtype)
+
+    fields = {"accepts": ("mask",), "lengths": ((17, 20),), "dims": (8,)}
+    assert not probe(KernelSpec(mean, **fields), quick=True).passed
+    found = probe(KernelSpec(mean, **fields, expected_failures={"empty_rows": "their mean"}), quick=True)
+    assert found.passed
+    assert ("mask (some rows see nothing)", "expected to fail: their mean") in [tuple(x) for x in found.skipped]
