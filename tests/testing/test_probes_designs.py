@@ -143,3 +143,20 @@ def test_rows_without_keys_are_left_alone_where_they_are_expected_to_differ() ->
     found = probe(KernelSpec(mean, **fields, expected_failures={"empty_rows": "their mean"}), quick=True)
     assert found.passed
     assert ("mask (some rows see nothing)", "expected to fail: their mean") in [tuple(x) for x in found.skipped]
+
+
+def test_a_log_sum_exp_may_overflow_in_its_own_format() -> None:
+    def kernel(query: Any, key: Any, value: Any) -> Any:
+        output, lse, _ = ra.attention(query, key, value, return_lse=True)
+        with np.errstate(over="ignore"):
+            return output, lse.astype(np.float16)
+
+    numerics = replace(contract.flash("float16"), lse="float16")
+    fields = {"lengths": ((17, 20),), "dims": (64,), "returns": ("output", "lse")}
+    assert probe(KernelSpec(kernel, contract=numerics, **fields), quick=True).passed
+
+    def zero(*arrays: Any) -> Any:
+        output, lse = kernel(*arrays)
+        return output, np.where(np.isinf(lse), np.float16(0), lse)
+
+    assert not probe(KernelSpec(zero, contract=numerics, **fields), quick=True).passed

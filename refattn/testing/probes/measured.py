@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refattn._core.arrays import quiet
-from refattn.contract.formats import half_subnormal, unit
+from refattn.contract.formats import FORMATS, half_subnormal, unit
 from refattn.testing.probes.model import Answer, Floats, Ints, Model, Operands, rounded
 from refattn.testing.probes.setting import Setting, called
 
@@ -110,6 +110,8 @@ class Measured:
             reach = self.slack.lse + 8 * unit(self.stored.lse) * np.abs(expected) + 2 * doubt
             # A suspect's NaN stands for what nobody wrote.
             fits = (np.abs(self.lse - expected) <= reach) | (self.lse == expected)
+            # A format that does not hold the number may say infinity.
+            fits |= (np.abs(expected) + reach > FORMATS[self.stored.lse].max) & (self.lse == np.sign(expected) * np.inf)
             return np.asarray(~(fits | np.isnan(expected)))
 
     def _total(self, model: Model) -> Floats | None:
