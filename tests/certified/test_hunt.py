@@ -28,8 +28,14 @@ WIDTHS = {
     "peaky": (5.5e-15, 9.5e-24), "adv_half": (6.3e-15, 9.9e-24), "near": (1e-12, 6e-24),
 }  # fmt: skip
 
+# Kinds that are also cut into small pieces.
+IN_PIECES = ("tiles", "long", "mask", "poison", "families", "dropout", "inexact", "softcap")
 
-@pytest.mark.parametrize("kind", corners.KINDS, ids=lambda kind: kind.__name__)
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(x, id=x.__name__, marks=[pytest.mark.slow] * (x.__name__ in IN_PIECES)) for x in corners.KINDS],
+)
 def test_every_radius_holds(kind):
     """|output + output_low - exact| <= radius, and so for lse; finite inside the domain, and no wider than it was."""
     name = kind.__name__
@@ -42,7 +48,7 @@ def test_every_radius_holds(kind):
             assert np.median(tally.widths) <= 2 * WIDTHS[name][place], tier
 
 
-@pytest.mark.parametrize("name", ["tiles", "long", "mask", "poison", "families", "dropout", "inexact", "softcap"])
+@pytest.mark.parametrize("name", IN_PIECES)
 def test_every_radius_holds_in_small_pieces(name, monkeypatch):
     """Where a head is too long to be held, or a tile holds few rows, as in problems that are too large for a test."""
     for module, sizes in (

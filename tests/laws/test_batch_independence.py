@@ -13,7 +13,7 @@ from tests.public import Form, forms
 
 @forms("batch_independence")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_batch_independence(form: Form, data: st.DataObject) -> None:
     problem = data.draw(
         draws.problems(arguments=form.arguments, most=15).filter(lambda p: p.batch and 0 not in p.batch)

@@ -13,7 +13,7 @@ from tests.public import Form, forms
 
 @forms("causal_prefix")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_causal_prefix(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=65)).but(to=None)
     L, S = problem.lengths

@@ -12,7 +12,7 @@ from tests.public import Form, forms
 
 @forms("convex_hull")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_convex_hull(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=33)).spelled_out()
     problem = problem.but(to=None, dropout_mask=draws.NONE, dropout_p=0.0)  # kept weights do not add up to 1

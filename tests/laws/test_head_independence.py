@@ -13,7 +13,7 @@ from tests.public import Form, forms
 
 @forms("head_independence")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_head_independence(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=15)).but(to=None)
     H, Hk = problem.heads

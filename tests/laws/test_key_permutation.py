@@ -13,7 +13,7 @@ from tests.public import Form, forms
 
 @forms("key_permutation")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_key_permutation(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=33)).but(to=None).spelled_out()
     order = np.random.default_rng(problem.seed).permutation(problem.lengths[1])

@@ -14,7 +14,7 @@ from tests.strategies import Choice
 
 @forms("logit_shift")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_logit_shift(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=33)).but(to=None, sinks=None)
     shift = data.draw(st.sampled_from([1.0, -3.5, 40.0, -700.0]))

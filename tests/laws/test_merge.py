@@ -15,7 +15,7 @@ from tests.public import Form, forms
 
 @forms("merge")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_merge(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=33)).but(to=None).spelled_out()
     S = problem.lengths[1]

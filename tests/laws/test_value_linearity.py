@@ -13,7 +13,7 @@ from tests.public import Form, forms
 
 @forms("value_linearity")
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_value_linearity(form: Form, data: st.DataObject) -> None:
     problem = data.draw(draws.problems(arguments=form.arguments, most=33)).but(to=None)
     q, k, v = problem.arrays

@@ -57,14 +57,14 @@ def assert_rows(problem: Problem, got: list[Any], want: Any) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_attention_agrees_with_the_oracle(namespace: Library, data: st.DataObject) -> None:
     dtypes = tuple(name for name in DTYPES if name in namespace.dtypes)
     check(data.draw(draws.problems(dtypes)), namespace)
 
 
 @given(problem=tiny.tiny_problems())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_extreme_values_agree_with_the_oracle(namespace: Library, problem: Problem) -> None:
     check(problem, namespace)
 
@@ -89,7 +89,7 @@ def test_attention_rows_agrees_with_the_oracle_across_tiles(namespace: Library, 
 
 
 @given(problem=tiny.tiny_problems())
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_extreme_values_survive_the_merging_of_tiles(namespace: Library, problem: Problem) -> None:
     rows = problem.rows()
     with pytest.MonkeyPatch.context() as patch:

@@ -51,7 +51,9 @@ def test_options(costly: Library, call: str, options: str) -> None:
     check(problem, called(function, problem, costly, **more), costly)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "int8"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "int8", *(pytest.param(x, marks=pytest.mark.slow) for x in ("float32", "float8_e4m3fn"))]
+)
 def test_formats_of_input_and_output(costly: Library, dtype: str) -> None:
     if dtype not in costly.dtypes:
         pytest.skip(f"{costly.name} has no {dtype}")

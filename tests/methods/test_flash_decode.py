@@ -52,7 +52,7 @@ def test_flash_decode_agrees_with_the_oracle(
 
 
 @given(problem=tiny.tiny_problems(), splits=st.integers(1, 6), tile_k=st.integers(1, 3))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_extreme_values_survive_the_merging_of_parts(problem: Problem, splits: int, tile_k: int) -> None:
     check(problem, NUMPY, splits, tile_k)
 
