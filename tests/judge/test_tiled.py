@@ -91,11 +91,11 @@ def test_bugs_are_enough_and_have_ids() -> None:
 def test_all_orders_of_tiles_and_splits_give_one_answer() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, heads, 70, 16)).astype(F) for heads in (4, 2, 2))
-    plain = Tiled(Facts(causal=True))(q, k, v)
-    for n in range(20):
+    for n in range(12):
         facts = legit(np.random.default_rng(n), Facts(causal=True))
-        for a, b in zip(Tiled(facts)(q, k, v), plain, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=str(facts))
+        output, lse = Tiled(facts)(q, k, v)
+        verdict = check(output, q, k, v, lse=lse, contract="float32", is_causal=True)
+        assert verdict.passed, (facts, verdict.text)
 
 
 @pytest.mark.parametrize("product", ["truncating", "tensor_core_4", "tensor_core_16"])

@@ -16,7 +16,7 @@ from refattn.testing.inputs import problems
 from refattn.testing.spec import ARGUMENTS, LAWS
 from tests.testing.kernels import MISTAKES, TILE, output_of, tiled
 
-pytestmark = pytest.mark.usefixtures("without_probes")
+pytestmark = pytest.mark.usefixtures("without_probes", "without_fit")
 
 LOWER = {"mask": masks.causal(anchor="lower_right")}
 # Short of a tile, a tile, past it, and both lengths at odds.
@@ -70,7 +70,8 @@ def test_a_wrong_kernel_is_refused(mistake: str) -> None:
     ],
 )
 def test_a_report_names_the_mistake(mistake: str, symptom: str) -> None:
-    spec = KernelSpec(tiled("float32", mistake), computes=LOWER, returns=("output", "lse"), **SMALL)
+    fields = SMALL | {"dims": (16,)}
+    spec = KernelSpec(tiled("float32", mistake), computes=LOWER, returns=("output", "lse"), **fields)
     assert f"symptom: {symptom}" in check_kernel(spec, quick=True).text
 
 
@@ -116,7 +117,7 @@ def test_an_argument_that_the_kernel_ignores_is_found(ignored: str) -> None:
         del arguments[ignored]
         return ra.attention(query, key, value, **arguments)
 
-    report = check_kernel(KernelSpec(kernel, accepts=ARGUMENTS, **SMALL), quick=True)
+    report = check_kernel(KernelSpec(kernel, accepts=ARGUMENTS, **SMALL | {"dims": (16,)}), quick=True)
     wrong = {name for name, outcome in outcomes(report).items() if outcome == "WRONG"}
     assert wrong == ({"mask", "empty_rows"} if ignored == "mask" else {ignored})
 

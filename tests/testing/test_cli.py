@@ -58,7 +58,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 # What is told does not depend on which of its checks says it.
-@pytest.mark.usefixtures("without_probes")
+@pytest.mark.usefixtures("without_probes", "without_fit")
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

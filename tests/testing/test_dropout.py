@@ -14,7 +14,7 @@ from refattn.testing import KernelSpec, Report, check_kernel
 from refattn.testing.inputs import problems
 from refattn.testing.spec import DROPOUT
 
-pytestmark = pytest.mark.usefixtures("without_probes")
+pytestmark = pytest.mark.usefixtures("without_probes", "without_fit")
 
 SMALL: dict[str, Any] = {"accepts": DROPOUT, "dims": (16, (24, 8)), "lengths": ((1, 33), (16, 16), (31, 65))}
 PACKED = ("cu_seqlens_q", "cu_seqlens_k")

@@ -119,7 +119,7 @@ def test_math_in_bfloat16_is_refused_under_flash_and_pointed_to_eager() -> None:
     assert report.passed, report.text
 
 
-@pytest.mark.usefixtures("without_probes")
+@pytest.mark.usefixtures("without_probes", "without_fit")
 @pytest.mark.parametrize(
     ("mistake", "dtype"),
     [
